@@ -1,0 +1,48 @@
+# The developer's entry points. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export PYTHONPATH := $(CURDIR)/src
+
+.PHONY: list
+list:
+	@echo "make demo        the whole story on this machine, in under 3 minutes"
+	@echo "make test        checks and fast tests (what .ci/run calls)"
+	@echo "make check       ruff, mypy, import contracts"
+	@echo "make test-slow   real processes, faults, fuzzing of the API"
+	@echo "make schemas     write schemas/*.json and docs/openapi.json"
+	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@./scripts/venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/installed
+
+.PHONY: check
+check: setup
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 600
+
+.PHONY: demo
+demo: setup
+	$(BIN)/python -m edgewise demo $(ARGS)
+
+.PHONY: schemas
+schemas: setup
+	$(BIN)/python -m edgewise schema --write schemas
+	$(BIN)/python -m edgewise openapi --write docs/openapi.json
+
+bench-%: setup
+	$(BIN)/python bench/$*.py $(ARGS)

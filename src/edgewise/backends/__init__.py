@@ -1,0 +1,1 @@
+"""Where data is kept. Each backend implements ports that a capability owns."""

@@ -1,0 +1,1 @@
+"""SQLite: the embedded state of a hub, and of a node."""

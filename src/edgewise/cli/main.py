@@ -1,0 +1,5 @@
+"""The ``edgewise`` command."""
+
+
+def run() -> None:
+    """Entry point of the console script."""

@@ -1,0 +1,1 @@
+"""From a digest to verified bytes, by the cheapest path."""

@@ -1,0 +1,1 @@
+"""What heal does on the agent."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS and HTTP: the only place that knows them."""

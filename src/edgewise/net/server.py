@@ -1,0 +1,1 @@
+"""HTTPS servers: typed routes, client certificates, problem documents."""

@@ -1,0 +1,342 @@
+"""What is addressed by the digest of its bytes: releases, parts, trees, file contents.
+
+Every one of them is an **object**: named by the SHA-256 of its uncompressed bytes and
+served zstd-compressed under ``object_path``. A release names parts, a part names trees,
+a tree names file contents, so one signed release digest fixes every byte that runs.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from edgewise.model.labels import Labels
+from edgewise.model.names import Digest
+from edgewise.protocol import limits
+
+SCHEMA: Final = 1
+
+
+def object_path(sha256: str) -> str:
+    """Where an object lies below the content root; immutable, cacheable for ever."""
+    return f"objects/{sha256[:2]}/{sha256[2:]}.zst"
+
+
+# Trees
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One path of a tree."""
+
+    path: str
+    """Relative, POSIX separators, no ``..``, no empty or ``.`` segments."""
+    kind: Literal["file", "dir", "link"]
+    mode: int = 0o644
+    """Permission bits, at most 0o7777."""
+    size: int = 0
+    """Bytes of a file."""
+    sha256: str = ""
+    """Content of a file."""
+    target: str = ""
+    """Where a link points; never absolute, never out of the tree."""
+
+    def __post_init__(self) -> None:
+        segments = self.path.split("/")
+        if len(self.path) > limits.PATH or any(s in ("", ".", "..") for s in segments):
+            raise ValueError(f"tree path {self.path[:80]!r} is not a plain relative path")
+        if "\0" in self.path or "\0" in self.target:
+            raise ValueError(f"tree path {self.path[:80]!r} holds a NUL")
+        if not 0 <= self.mode <= 0o7777 or self.size < 0:
+            raise ValueError(f"tree path {self.path!r}: mode or size is out of range")
+        if self.kind == "file":
+            Digest(self.sha256)
+        if self.kind == "link" and not _stays_inside(segments[:-1], self.target):
+            raise ValueError(f"link {self.path!r} -> {self.target!r} leaves the tree")
+
+
+def _stays_inside(directory: list[str], target: str) -> bool:
+    if not target or target.startswith("/"):
+        return False
+    depth = len(directory)
+    for segment in target.split("/"):
+        depth += -1 if segment == ".." else segment not in ("", ".")
+        if depth < 0:
+            return False
+    return True
+
+
+class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory's content, sorted by path; parents come before what is in them."""
+
+    entries: tuple[Entry, ...]
+    schema: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if len(self.entries) > limits.ENTRIES:
+            raise ValueError(f"a tree has at most {limits.ENTRIES} entries")
+        directories: set[str] = set()
+        last = ""
+        for entry in self.entries:
+            if entry.path <= last:
+                raise ValueError(f"tree entries are not sorted or repeat at {entry.path!r}")
+            last = entry.path
+            parent = entry.path.rpartition("/")[0]
+            if parent and parent not in directories:
+                # A link or file as a parent would let an entry escape through it.
+                raise ValueError(f"tree path {entry.path!r} has no directory {parent!r}")
+            if entry.kind == "dir":
+                directories.add(entry.path)
+
+
+class TreeRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tree by the digest of its manifest, with what it takes to fetch and keep it."""
+
+    sha256: str
+    size: int
+    """Bytes of all its files, uncompressed."""
+    files: int
+
+    def __post_init__(self) -> None:
+        Digest(self.sha256)
+
+
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A named, versioned set of trees, one for each platform; a target of the builder's role."""
+
+    name: str
+    version: str
+    trees: dict[str, TreeRef]
+    """Platform (``linux/amd64``) to tree."""
+    built_from: str = ""
+    """Free text of the build: a commit, a pipeline; shown, never interpreted."""
+    schema: Literal[1] = 1
+
+
+def artifact_target(name: str, version: str) -> str:
+    """The artifact's TUF target path."""
+    return f"artifacts/{name}/{version}.json"
+
+
+def release_target(sha256: str) -> str:
+    """A release's TUF target path."""
+    return f"releases/{sha256}.json"
+
+
+def channel_target(fleet: str) -> str:
+    """A fleet's channel's TUF target path."""
+    return f"channels/{fleet}.json"
+
+
+# Parts: what a release puts on a node
+
+
+class HttpProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="http"):
+    """GET ``http://host:port/path``; 200 to 399 is healthy."""
+
+    port: int
+    path: str = "/"
+    host: str = "127.0.0.1"
+
+
+class TcpProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tcp"):
+    """A connection that is accepted is healthy."""
+
+    port: int
+    host: str = "127.0.0.1"
+
+
+class ExecProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="exec"):
+    """A command in the app's tree; exit 0 is healthy."""
+
+    command: tuple[str, ...]
+
+
+class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One check, repeated; thresholds count consecutive answers. Seconds throughout."""
+
+    check: HttpProbe | TcpProbe | ExecProbe
+    period_s: float = 10.0
+    timeout_s: float = 1.0
+    initial_delay_s: float = 0.0
+    failure_threshold: int = 3
+    success_threshold: int = 1
+
+
+class Probes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kubernetes' three: startup gates the others, liveness restarts, readiness counts."""
+
+    startup: Probe | None = None
+    liveness: Probe | None = None
+    readiness: Probe | None = None
+
+
+class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command run in the app's tree around an update."""
+
+    command: tuple[str, ...]
+    timeout_s: float = 60.0
+    on_failure: Literal["Rollback", "Ignore"] = "Rollback"
+
+
+class Dependency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Start only after another app of the same node is in this condition."""
+
+    name: str
+    condition: Literal["Started", "Healthy"] = "Started"
+
+
+class ProcessApp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="process"):
+    """A signed tree plus a command, run under the agent's supervisor."""
+
+    name: str
+    trees: dict[str, TreeRef]
+    command: tuple[str, ...]
+    """The first word is looked up in the tree when it holds a ``/``, else on PATH."""
+    env: dict[str, str] = {}
+    user: str = ""
+    """Empty: the agent's own user."""
+    memory_bytes: int = 0
+    """0: no limit."""
+    cpu_milli: int = 0
+    """0: no limit."""
+    probes: Probes = Probes()
+    min_ready_s: float = 10.0
+    """Seconds of unbroken health before an update of this app counts as good."""
+    stop_signal: str = "SIGTERM"
+    stop_timeout_s: float = 10.0
+    restart: Literal["Always", "OnFailure", "Never"] = "Always"
+    depends_on: tuple[Dependency, ...] = ()
+    pre_update: tuple[Hook, ...] = ()
+    post_update: tuple[Hook, ...] = ()
+
+
+class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file that must be on the node with just this text."""
+
+    path: str
+    """Absolute on the node."""
+    content: str
+    mode: int = 0o644
+    owner: str = ""
+    """``user`` or ``user:group``; empty: the agent's own."""
+
+
+class OnChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens when a file below one of ``paths`` changed."""
+
+    paths: tuple[str, ...]
+    action: Literal["restart", "signal", "run"]
+    app: str = ""
+    """For ``restart`` and ``signal``: the app."""
+    signal: str = "SIGHUP"
+    command: tuple[str, ...] = ()
+    """For ``run``."""
+
+
+class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="config"):
+    """Files with drift correction."""
+
+    name: str
+    files: tuple[ConfigFile, ...]
+    on_change: tuple[OnChange, ...] = ()
+
+
+class SealedSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="secret"):
+    """A secret by the digest of its ciphertext in git.
+
+    What the node can open is in its record: ``NodeRecord.sealed[source]`` is the digest of
+    an object encrypted to this node's own key.
+    """
+
+    name: str
+    source: str
+    """SHA-256 of the ciphertext document as committed."""
+    mount_path: str
+    """Directory on the node (tmpfs); one file a key."""
+    keys: tuple[str, ...]
+    mode: int = 0o400
+    owner: str = ""
+
+
+class NotActedOn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="accepted"):
+    """A document of a kind or type whose engine is not there yet; nodes ignore it, loudly."""
+
+    name: str
+    kind: str
+    body: dict[str, str] = {}
+
+
+Part = ProcessApp | FilesConfig | SealedSecret | NotActedOn
+
+
+# Releases
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cron expression (five fields) and how long it stays open."""
+
+    at: str
+    duration_s: float
+    time_zone: str = "UTC"
+    """An IANA name, or ``Node`` for the node's own."""
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fleet-wide rules that the node itself follows."""
+
+    drift: Literal["Report", "Correct"] = "Correct"
+    drift_interval_s: float = 300.0
+    download_window: Window | None = None
+    apply_window: Window | None = None
+
+
+class PartRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part and its variants.
+
+    ``nodes[name]`` wins, for nodes with overrides of their own; else the values of the
+    labels in ``by``, joined by ``variant_key``, choose from ``variants``.
+    """
+
+    kind: Literal["app", "config", "secret", "other"]
+    name: str
+    by: tuple[str, ...]
+    variants: dict[str, str]
+    nodes: dict[str, str] = {}
+
+    def choose(self, node: str, labels: Labels) -> str | None:
+        """The digest of the part for this node, or None where no variant was compiled."""
+        return self.nodes.get(node) or self.variants.get(variant_key(self.by, labels))
+
+
+def variant_key(by: tuple[str, ...], labels: Labels) -> str:
+    """Label values joined by ``|``; ``~`` stands for a label that the node lacks.
+
+    Neither character can occur in a label value (Kubernetes' rule).
+    """
+    return "|".join(labels.get(key, "~") for key in by)
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one fleet should run. Same content, same digest: nothing to do."""
+
+    fleet: str
+    parts: tuple[PartRef, ...]
+    """Sorted by (kind, name)."""
+    settings: NodeSettings = NodeSettings()
+    schema: Literal[1] = 1
+
+    def selection(self, node: str, labels: Labels) -> tuple[tuple[str, str, str], ...]:
+        """(kind, name, part digest) for one node, in order.
+
+        Raises KeyError with the part's name where the release has no variant for the node.
+        A part with the digest ``""`` is one the node does not get.
+        """
+        chosen = []
+        for ref in self.parts:
+            digest = ref.choose(node, labels)
+            if digest is None:
+                raise KeyError(ref.name)
+            if digest:
+                chosen.append((ref.kind, ref.name, digest))
+        return tuple(chosen)

@@ -1,0 +1,63 @@
+"""What a release means on one node: the file that the agent runs from.
+
+``delivery`` writes it as ``release.json`` beside the deployed trees after everything was
+verified; the supervisor reads it at every start, so that it needs neither network nor
+cryptography to run what is installed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewise.protocol.content import (
+    FilesConfig,
+    NodeSettings,
+    NotActedOn,
+    ProcessApp,
+    SealedSecret,
+)
+
+
+class InstalledApp(msgspec.Struct, frozen=True):
+    """An app with the tree that was chosen for this node's platform."""
+
+    part: str
+    """Digest of the part: when it is unchanged, the app is not restarted."""
+    app: ProcessApp
+    tree: str
+    """Digest of the tree manifest."""
+    directory: str
+    """Where the tree is deployed, relative to the release's directory: ``apps/<name>``."""
+
+
+class InstalledConfig(msgspec.Struct, frozen=True):
+    """A config as compiled for this node."""
+
+    part: str
+    config: FilesConfig
+
+
+class InstalledSecret(msgspec.Struct, frozen=True):
+    """A secret; ``sealed`` is the digest of the object in the store that this node can open."""
+
+    part: str
+    secret: SealedSecret
+    sealed: str
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """Everything one node runs under one release."""
+
+    release: str
+    node: str
+    platform: str
+    apps: tuple[InstalledApp, ...] = ()
+    configs: tuple[InstalledConfig, ...] = ()
+    secrets: tuple[InstalledSecret, ...] = ()
+    not_acted_on: tuple[NotActedOn, ...] = ()
+    settings: NodeSettings = NodeSettings()
+    bytes_fetched: int = 0
+    """Bytes that travelled to install it."""
+    bytes_full: int = 0
+    """Bytes a full fetch would have taken."""
+    schema: int = 1

@@ -1,0 +1,34 @@
+"""Bounds on everything that travels, in bytes or counts, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TUF_METADATA: Final = 8 << 20
+"""One TUF role file; 10,000 targets in one role are about 2 MiB."""
+CHANNEL: Final = 1 << 20
+"""A channel document: its bitmaps are 125 KB for 500,000 nodes."""
+RECORD: Final = 64 << 10
+"""One node record with 64 labels and 200 sealed secrets."""
+RELEASE: Final = 16 << 20
+"""A release whose parts have a variant for each of 100,000 nodes."""
+PART: Final = 4 << 20
+"""One part: a config carries its files' text inline."""
+TREE: Final = 64 << 20
+"""A tree manifest; an OS image of 300,000 files is about 45 MiB."""
+OBJECT: Final = 8 << 30
+"""One file's content."""
+SYNC_REQUEST: Final = 256 << 10
+"""A node's report: 100 apps with a reason each, and 64 receipts."""
+SYNC_REPLY: Final = 16 << 20
+"""A wake-up with the TUF metadata that goes with it."""
+RELAY_REPORT: Final = 8 << 20
+"""A relay's batch of node reports."""
+RECEIPTS_KEPT: Final = 64
+"""Receipts a node keeps while nobody can take them; the oldest go first."""
+API_BODY: Final = 1 << 20
+"""An operator's JSON request."""
+ENTRIES: Final = 500_000
+"""Files in one tree."""
+PATH: Final = 4096
+"""Characters in one path of a tree (Linux PATH_MAX)."""

@@ -1,0 +1,80 @@
+"""What a node says of itself: observations (now) and receipts (signed, for the record)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+Health = Literal["Healthy", "Progressing", "Degraded", "Suspended", "Missing", "Unknown"]
+Phase = Literal["Idle", "Downloading", "Ready", "Applying", "Verifying", "RollingBack", "Blocked"]
+
+
+class AppStatus(msgspec.Struct, frozen=True):
+    """One app on one node."""
+
+    name: str
+    health: Health
+    restarts: int = 0
+    reason: str = ""
+    """Why it is not Healthy, with the next move; at most 500 characters."""
+    pid: int = 0
+
+
+class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The node's state, sent only when it changed. Always says which release it speaks of."""
+
+    running: str = ""
+    """Release digest that is active; empty before the first."""
+    previous: str = ""
+    """Release digest that the node can put back by itself."""
+    target: str = ""
+    """Release digest it is working towards; equal to running when there is nothing to do."""
+    phase: Phase = "Idle"
+    reason: str = ""
+    """Why it is in this phase, in a sentence, when that is not obvious."""
+    health: Health = "Unknown"
+    """The worst of its apps."""
+    apps: tuple[AppStatus, ...] = ()
+    drifted: tuple[str, ...] = ()
+    """Paths that differ from their Config and were not (yet) put right."""
+    progress: float = 0.0
+    """0 to 1 while Downloading."""
+    platform: str = ""
+    version: str = ""
+    """Of the agent."""
+    boot_id: str = ""
+    free_bytes: int = 0
+    channel: int = 0
+    """Sequence of the newest channel that the node has verified."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """One finished change on one node, signed with the node's enrolment key.
+
+    Only receipts move a rollout: a relay that passes them on cannot forge a success.
+    """
+
+    node: str
+    sequence: int
+    """Grows by one with every receipt of this node; repeats are ignored."""
+    outcome: Literal["Succeeded", "Failed", "RolledBack"]
+    """RolledBack: the hub asked for an older release and the node went there."""
+    release: str
+    """The digest that this receipt speaks about: the target of the change."""
+    running: str
+    """What the node runs after it: equal to ``release`` only on success."""
+    rollout: str
+    """The channel's rollout identifier at that time."""
+    at: datetime
+    """By the node's clock."""
+    reason: str = ""
+    """For Failed: what went wrong and where to look, at most 1,000 characters."""
+    bytes_fetched: int = 0
+    bytes_full: int = 0
+    """What a full fetch of everything would have taken."""
+    seconds: float = 0.0
+    """From the decision to the outcome."""
+    changed: tuple[str, ...] = ()
+    """Parts that changed, as ``app/hello``."""

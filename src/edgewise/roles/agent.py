@@ -1,0 +1,1 @@
+"""The agent: what it is made of."""

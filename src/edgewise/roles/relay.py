@@ -1,0 +1,1 @@
+"""The relay: what it is made of."""

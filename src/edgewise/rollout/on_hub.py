@@ -1,0 +1,1 @@
+"""What rollout does on the hub."""

@@ -1,0 +1,1 @@
+"""From a git commit to a release."""

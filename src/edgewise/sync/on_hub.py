@@ -1,0 +1,1 @@
+"""What sync does on the hub."""

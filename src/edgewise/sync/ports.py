@@ -1,0 +1,123 @@
+"""What sync needs from the outside, and what it hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgewise.model.rules import RolloutRules
+from edgewise.protocol.api import SourceProblem
+from edgewise.protocol.content import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One file of a revision: its git blob id (for caches) and its bytes."""
+
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The YAML files of one commit."""
+
+    branch: str
+    commit: str
+    """Full hex object id."""
+    author: str
+    subject: str
+    files: Mapping[str, Blob]
+    """Path to file; only those below the workspace's paths and ``edgewise.yaml`` matter."""
+
+    @property
+    def revision(self) -> str:
+        """As people read it: ``main@sha1:<40 hex>``."""
+        return f"{self.branch}@sha1:{self.commit}"
+
+
+class Repository(Protocol):
+    """A git repository with the fleet's documents.
+
+    Implementation: backends.git.repository. Raises NotFound for an unknown revision.
+    """
+
+    async def head(self) -> str | None:
+        """Commit id of the followed branch; None while it has no commit."""
+
+    async def snapshot(self, revision: str) -> Snapshot: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedNode:
+    """A node that has joined, as matching sees it."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything a compile depends on besides the commit.
+
+    With ``trust: builder`` the joined nodes do not take part (only the repo's inventory
+    does), so that the same commit gives the same digests anywhere.
+    """
+
+    artifacts: Mapping[tuple[str, str], Artifact]
+    """(name, version) to the published artifact."""
+    joined: tuple[JoinedNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node of a fleet, as compiled."""
+
+    name: str
+    labels: Mapping[str, str]
+    selection: str
+    """Digest of what this node runs under the release: equal selections need no change."""
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledFleet:
+    """One fleet of one commit: its release and who is in it."""
+
+    name: str
+    release: str
+    """Digest (hex) of ``documents[release]``."""
+    documents: Mapping[str, bytes]
+    """Digest to canonical bytes: the release and all its parts."""
+    members: Mapping[str, Member]
+    rules: RolloutRules
+    stages: Mapping[str, str]
+    """Node to the name of its stage; every member has one."""
+    trees: Mapping[str, int] = field(default_factory=dict)
+    """Tree digest to its size in bytes."""
+    suspended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A commit that compiled."""
+
+    revision: str
+    fleets: Mapping[str, CompiledFleet]
+    unplaced: tuple[str, ...] = ()
+    """Joined nodes that no fleet selects."""
+    not_acted_on: tuple[str, ...] = ()
+    """``file:line kind/name`` of documents whose engine comes later."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    """Source digest to the ciphertext document, for resealing."""
+    held: str = ""
+    """Why this change waits for a person (mass deletion), or empty."""
+
+
+class CompileFailed(Exception):
+    """A commit with mistakes: all of them, in file order. The fleet stays as it is."""
+
+    def __init__(self, problems: tuple[SourceProblem, ...]) -> None:
+        super().__init__("; ".join(map(str, problems[:3])))
+        self.problems = problems
