@@ -17,6 +17,8 @@ class Blob:
 
     id: str
     data: bytes
+    refused: str = ""
+    """Why the file was not read (too big); ``data`` then is no document. Empty: it was."""
 
 
 @dataclass(frozen=True, slots=True)
