@@ -1,0 +1,1 @@
+"""The fleet repo, through the git command: no checkout, no working tree."""
