@@ -1,0 +1,1 @@
+"""Plain files: objects on the hub, the tree scanner, and the store of a node."""

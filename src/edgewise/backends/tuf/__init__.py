@@ -1,0 +1,1 @@
+"""The TUF repository and its keys as files."""

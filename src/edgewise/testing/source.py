@@ -1,0 +1,82 @@
+"""A source in memory that fails when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from edgewise.delivery.ports import Source
+from edgewise.model.errors import NotFound, TryLater, Untrusted
+from edgewise.protocol.content import object_path
+from edgewise.testing.objects import MemoryObjects
+
+_CHUNK = 16 << 10
+
+
+class MemorySource:
+    """``files`` by path, then ``objects``. Faults are looked up by path at every read.
+
+    ``requests`` lists (path, start) of every read, ``served`` counts the bytes.
+    """
+
+    def __init__(
+        self, files: dict[str, bytes] | None = None, objects: MemoryObjects | None = None
+    ) -> None:
+        self.files = files if files is not None else {}
+        self.objects = objects
+        self.away = False
+        """Nothing can be reached while set."""
+        self.requests: list[tuple[str, int]] = []
+        self.served = 0
+        self._cuts: dict[str, list[int]] = {}
+        self._lies: dict[str, list[Callable[[bytes], bytes]]] = {}
+
+    def cut(self, path: str, *after: int) -> None:
+        """The next reads of ``path`` break off, each after its number of bytes."""
+        self._cuts.setdefault(path, []).extend(after)
+
+    def lie(self, path: str, change: Callable[[bytes], bytes], *, times: int = 1) -> None:
+        """The next ``times`` reads of ``path`` give ``change(bytes)`` instead."""
+        self._lies.setdefault(path, []).extend([change] * times)
+
+    def content(self, path: str) -> bytes | None:
+        """What an honest read gives."""
+        if path in self.files:
+            return self.files[path]
+        if self.objects is not None and path.startswith("objects/"):
+            sha256 = path.removeprefix("objects/").removesuffix(".zst").replace("/", "")
+            return self.objects.packed.get(sha256)
+        return None
+
+    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+        self.requests.append((path, start))
+        await asyncio.sleep(0)
+        if self.away:
+            raise TryLater("the source is away")
+        data = self.content(path)
+        if lies := self._lies.get(path):
+            data = lies.pop(0)(data or b"")
+        if data is None:
+            raise NotFound(f"no {path} here")
+        cuts = self._cuts.get(path)
+        end = min(len(data), start + cuts.pop(0)) if cuts else len(data)
+        sent = 0
+        for offset in range(start, end, _CHUNK):
+            chunk = data[offset : min(end, offset + _CHUNK)]
+            sent += len(chunk)
+            if sent > at_most:
+                raise Untrusted(f"{path} is longer than {at_most} bytes")
+            self.served += len(chunk)
+            yield chunk
+            await asyncio.sleep(0)
+        if end < len(data):
+            raise TryLater(f"the source broke off in {path}")
+
+
+def path_of(sha256: str) -> str:
+    """The path of an object, for ``cut`` and ``lie``."""
+    return object_path(sha256)
+
+
+def _meets_its_port(source: MemorySource) -> Source:
+    return source
