@@ -1,1 +1,373 @@
-"""HTTPS servers: typed routes, client certificates, problem documents."""
+"""HTTPS servers: typed routes, client certificates, problem documents.
+
+aiohttp's low-level server under uvloop: the only common Python server that hands the
+client certificate to the program. There is no framework above it: a request is one dict
+look-up, one msgspec decode, one call and one encode, because ten thousand nodes ask once
+a minute each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import unquote
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound
+from edgewise.net import problems
+from edgewise.net.peers import peer_of
+from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, query_of
+from edgewise.protocol.api import Problem
+from edgewise.runtime.chance import Chance
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Log
+
+BACKLOG: Final = 4096
+"""Connections the kernel keeps while we shake hands: a region that comes back at once."""
+KEEP_ALIVE: Final = timedelta(seconds=300)
+"""Longer than any hold, so that a node's connection lives from poll to poll."""
+EVENT_HEARTBEAT: Final = timedelta(seconds=15)
+"""A comment line keeps proxies from cutting a quiet event stream."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen. Port 0: the kernel chooses."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: ssl.SSLContext | None = None
+    """None is for tests: then nobody has an identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Everything below ``prefix``, answered by somebody else's protocol (git smart HTTP).
+
+    ``answer`` gets a ``Request`` and authorises by itself.
+    """
+
+    prefix: str
+    answer: Callable[[Any], Awaitable[web.StreamResponse]]
+
+
+class Request(web.BaseRequest):
+    """aiohttp's request, with what a mounted protocol looks for."""
+
+    peer: Peer
+    match_info: dict[str, str]
+
+
+class Server:
+    """One port, many routes: ``start`` it, ``close`` it."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        clock: Clock,
+        chance: Chance,
+        log: Log,
+        mounts: Iterable[Mount] = (),
+    ) -> None:
+        self._clock = clock
+        self._chance = chance
+        self._log = log
+        self._mounts = tuple(mounts)
+        self.routes: tuple[Route, ...] = tuple(routes)
+        self._exact: dict[tuple[str, str], tuple[Route, Any]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route, Any]] = []
+        for route in self.routes:
+            decoder = None if route.request is None else msgspec.json.Decoder(route.request)
+            if route.parameters:
+                self._patterns.append((route.pattern(), route, decoder))
+            else:
+                self._exact[route.method, route.path] = (route, decoder)
+        self._runner: web.ServerRunner | None = None
+        self._stop = asyncio.Event()
+        self.port = 0
+
+    async def start(self, listen: Listen) -> None:
+        """Listen. Raises BadUsage when the address is taken or not ours."""
+        raise_file_limit()
+        server = web.Server(
+            self._respond,
+            request_factory=_request,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE.total_seconds(),
+            tcp_keepalive=True,
+        )
+        self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=2.0)
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner,
+            listen.host,
+            listen.port,
+            backlog=BACKLOG,
+            ssl_context=listen.tls,
+            reuse_address=True,
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise BadUsage(
+                f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",
+                hint="choose another address with --listen HOST:PORT",
+            ) from error
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Stop listening, end event streams, give running calls two seconds."""
+        self._stop.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _respond(self, request: Any) -> web.StreamResponse:
+        """The one supervising function: whatever goes wrong leaves as a problem document."""
+        started = self._clock.monotonic()
+        try:
+            response = await self._answer(request)
+        except EdgewiseError as error:
+            response = _problem(problems.problem_of(error))
+        except _Refused as refused:
+            response = _problem(refused.problem)
+        except (ConnectionError, asyncio.CancelledError, HttpProcessingError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the connection
+            identifier = self._chance.token(6).hex()
+            self._log.event(
+                "unexpected error",
+                "error",
+                problem=identifier,
+                method=request.method,
+                path=request.path,
+                error=repr(error),
+                where=_where(error),
+            )
+            response = _problem(problems.internal(identifier))
+        self._log.event(
+            "request",
+            "debug",
+            method=request.method,
+            path=request.path,
+            status=response.status,
+            ms=round((self._clock.monotonic() - started) * 1000, 1),
+        )
+        return response
+
+    async def _answer(self, request: Request) -> web.StreamResponse:
+        for mount in self._mounts:
+            if request.path.startswith(mount.prefix):
+                request.peer = self._peer(request)
+                request.match_info = {"tail": request.path.removeprefix(mount.prefix)}
+                return await mount.answer(request)
+        route, decoder, path = self._find(request)
+        peer = self._peer(request)
+        authorise(route, peer)
+        query = query_of(route.query, request.query)
+        raw = b"" if route.streams else await _read(request, route.at_most)
+        body = None
+        if decoder is not None:
+            try:
+                body = decoder.decode(raw)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise BadUsage(
+                    f"the body of {route.method} {route.path} is malformed: {error}",
+                    hint="GET /v1/openapi.json describes it",
+                ) from error
+        call = Call(
+            peer, body, path, query, request.headers, lambda: _stream(request, route.at_most), raw
+        )
+        return await self._reply(request, route, await route.answer(call))
+
+    def _find(self, request: web.BaseRequest) -> tuple[Route, Any, dict[str, str]]:
+        # rel_url.path is decoded; a slash that came as %2F must not make another segment.
+        found = self._exact.get((request.method, request.path))
+        if found is not None:
+            return *found, {}
+        raw = request.rel_url.raw_path
+        allowed = [m for m, p in self._exact if p == request.path]
+        for pattern, route, decoder in self._patterns:
+            if match := pattern.fullmatch(raw):
+                if route.method == request.method:
+                    return route, decoder, {k: unquote(v) for k, v in match.groupdict().items()}
+                allowed.append(route.method)
+        if allowed:
+            raise _Refused(problems.wrong_method(request.method, tuple(sorted(set(allowed)))))
+        raise NotFound(
+            f"{request.path[:200]} is not a path of this API",
+            hint="GET /v1/openapi.json lists them",
+        )
+
+    def _peer(self, request: web.BaseRequest) -> Peer:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the peer has gone")
+        address = transport.get_extra_info("peername")
+        peer = peer_of(
+            transport.get_extra_info("ssl_object"), str(address[0]) if address else "unknown"
+        )
+        if peer.expires is not None and peer.expires < self._clock.now():
+            # Verified at the handshake, expired since.
+            return Peer(None, None, peer.address)
+        return peer
+
+    async def _reply(
+        self, request: web.BaseRequest, route: Route, value: Any
+    ) -> web.StreamResponse:
+        if value is None:
+            return web.Response(status=204)
+        if isinstance(value, Bytes):
+            return web.Response(
+                body=value.data,
+                status=value.status,
+                content_type=value.content_type,
+                headers=value.headers or None,
+            )
+        if isinstance(value, Events):
+            return await self._events(request, value)
+        if isinstance(value, FileAnswer):
+            return _file(value)
+        return web.Response(
+            body=_encode(value), status=route.status, content_type="application/json"
+        )
+
+    async def _events(self, request: web.BaseRequest, events: Events) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        items = aiter(events.items)
+        pending: asyncio.Future[Any] | None = None
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            while not stopping.done():
+                pending = pending or asyncio.ensure_future(anext(items, _END))
+                await asyncio.wait(
+                    {pending, stopping},
+                    timeout=EVENT_HEARTBEAT.total_seconds(),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not pending.done():
+                    await response.write(b": still here\n\n")
+                    continue
+                item, pending = pending.result(), None
+                if item is _END:
+                    break
+                await response.write(b"data: " + _encode(item) + b"\n\n")
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the reader left; nobody is there to be told
+        finally:
+            for task in (pending, stopping):
+                if task is not None:
+                    task.cancel()
+        return response
+
+
+_END: Final = object()
+
+
+class _Refused(Exception):
+    """A problem that only HTTP knows."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def authorise(route: Route, peer: Peer) -> None:
+    """Raise Forbidden or the 401 problem unless the peer may call the route."""
+    if "anyone" in route.allow or peer.role in route.allow:
+        return
+    if peer.id is None:
+        raise _Refused(problems.unauthenticated())
+    raise Forbidden(
+        f"{peer.id} may not call {route.method} {route.path}",
+        hint=f"it is for: {', '.join(sorted(route.allow))}",
+    )
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one; returns it. One socket per node."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    # Size 0 switches aiohttp's own bound off: ours is per route and gives a problem document.
+    return Request(
+        message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=0
+    )
+
+
+async def _read(request: web.BaseRequest, at_most: int) -> bytes:
+    if not request.body_exists:
+        return b""
+    length = request.content_length
+    if length is not None and length > at_most:
+        raise _Refused(problems.too_large(at_most))
+    if length is not None and hdrs.CONTENT_ENCODING not in request.headers:
+        return await request.read()
+    return b"".join([piece async for piece in _stream(request, at_most)])
+
+
+async def _stream(request: web.BaseRequest, at_most: int) -> AsyncIterator[bytes]:
+    size = 0
+    while piece := await request.content.read(256 << 10):
+        size += len(piece)
+        if size > at_most:
+            raise _Refused(problems.too_large(at_most))
+        yield piece
+
+
+def _problem(problem: Problem) -> web.Response:
+    headers = {}
+    if problem.retry_after_s:
+        headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
+    if problem.status == 405:
+        headers["Allow"] = problem.hint.removeprefix("use ").replace(" or ", ", ")
+    response = web.Response(
+        body=problems.encoded(problem),
+        status=problem.status,
+        content_type=problems.CONTENT_TYPE,
+        headers=headers,
+    )
+    if problem.status in (401, 413):
+        # The rest of a body that is too large is not read; an expired peer shall come anew.
+        response.force_close()
+    return response
+
+
+def _file(answer: FileAnswer) -> web.StreamResponse:
+    # aiohttp adds ETag and Last-Modified, and answers Range and If-None-Match by them.
+    headers = {
+        "Cache-Control": answer.cache_control,
+        "Content-Type": answer.content_type,
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.FileResponse(answer.path, headers=headers, chunk_size=256 << 10)
+
+
+def _where(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename}:{trace.tb_lineno} {code.co_qualname}"
