@@ -51,6 +51,17 @@ class Repository(Protocol):
     async def snapshot(self, revision: str) -> Snapshot: ...
 
 
+class CommitCheck(Protocol):
+    """Whether a commit may move the fleet. Implementation: backends.git.signatures."""
+
+    async def check(self, commit: str, previous: str | None) -> str:
+        """Who signed ``commit``; empty where the rules ask for no signature.
+
+        ``previous`` is the last good revision, whose rules count; None before the first.
+        Raises Untrusted with the commit and the reason.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class JoinedNode:
     """A node that has joined, as matching sees it."""

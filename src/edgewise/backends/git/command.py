@@ -119,27 +119,35 @@ class Git:
                 out, err = await process.communicate(stdin)
         except TimeoutError as error:
             raise TryLater(
-                f"git {arguments[0]} took longer than {limit.total_seconds():g} s"
+                f"git {_verb(arguments)} took longer than {limit.total_seconds():g} s"
             ) from error
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
         if len(out) > MAX_OUTPUT:
-            raise NeedsPerson(f"git {arguments[0]} printed {len(out)} bytes, more than we read")
+            raise NeedsPerson(f"git {_verb(arguments)} printed {len(out)} bytes, more than we read")
         return Finished(process.returncode or 0, out, err.decode(errors="replace")[:8192])
 
 
 def failure(arguments: tuple[str, ...], done: Finished) -> EdgewiseError:
     """The error for a git process that ended badly, sorted by what the caller does next."""
     said = _said(done.err) or f"exit status {done.status}"
-    what = f"git {arguments[0]}: {said}"
+    what = f"git {_verb(arguments)}: {said}"
     hint = next((text for pattern, text in _HINTS if pattern.search(done.err)), "")
     if _NOT_THERE.search(done.err):
         return NotFound(what, hint="`git log` in your clone lists the commits")
     if _PERSON.search(done.err):
         return NeedsPerson(what, hint=hint)
     return TryLater(what, hint=hint)
+
+
+def _verb(arguments: tuple[str, ...]) -> str:
+    """The verb among ``-c name=value VERB ...``."""
+    skip = 0
+    while arguments[skip] == "-c":
+        skip += 2
+    return arguments[skip]
 
 
 def _said(err: str) -> str:
