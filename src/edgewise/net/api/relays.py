@@ -1,0 +1,102 @@
+"""The relays' two calls: news of their region, and what their nodes said.
+
+A relay is believed about who was heard and when; never about success: that takes a
+receipt, and the hub checks the node's own signature on each.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from edgewise.identity.ports import Enrolled
+from edgewise.model.errors import Untrusted
+from edgewise.net.api.intake import read_receipt
+from edgewise.net.api.ports import KeptReceipt
+from edgewise.net.api.sync import Fleetside, admit
+from edgewise.net.routes import Call
+from edgewise.net.waiters import Standing, Waiters
+from edgewise.protocol.sync import (
+    NodeReport,
+    RelayAcknowledged,
+    RelayNews,
+    RelayReport,
+    RelaySync,
+)
+from edgewise.runtime.clock import Clock
+
+
+class RelaySide:
+    """What relays ask of the hub."""
+
+    def __init__(self, side: Fleetside, waiters: Waiters, clock: Clock) -> None:
+        self._side = side
+        self._waiters = waiters
+        self._clock = clock
+
+    def wake(self) -> int:
+        """Something changed that any relay may have to pass on."""
+        return self._waiters.wake_all()
+
+    async def sync(self, call: Call[RelaySync]) -> RelayNews | None:
+        """A relay's long poll: held until a channel, or a record of its region, changes."""
+        peer = call.peer.required()
+        relay = admit(self._side, peer, "relay")
+        self._side.intake.heard(relay.name, "hub", self._clock.now(), None)
+        news = self._news(relay, call.body)
+        if news is None:
+            await self._waiters.hold(Standing(relay.name))
+            relay = admit(self._side, peer, "relay")
+            self._side.intake.heard(relay.name, "hub", self._clock.now(), None)
+            news = self._news(relay, call.body)
+        return news
+
+    def _news(self, relay: Enrolled, request: RelaySync) -> RelayNews | None:
+        channels: dict[str, int] = {}
+        metadata: dict[str, bytes] = {}
+        for fleet in self._side.channels.fleets():
+            channel = self._side.channels.current(fleet)
+            if channel is not None and request.channels.get(fleet, 0) < channel.sequence:
+                channels[fleet] = channel.sequence
+                metadata |= self._side.channels.bundle(fleet)
+        records, gone, cursor = self._side.records.since(relay.region, request.records)
+        if not channels and cursor == request.records:
+            return None
+        if not channels and not records and not gone:
+            # Records of other regions moved the cursor: nothing that this relay waits for.
+            return None
+        return RelayNews(metadata, channels, records, cursor, gone, self._waiters.hold_s)
+
+    async def report(self, call: Call[RelayReport]) -> RelayAcknowledged:
+        """Reports of a relay's nodes. What cannot be believed is left out and audited."""
+        relay = admit(self._side, call.peer.required(), "relay")
+        now = self._clock.now()
+        kept: list[KeptReceipt] = []
+        stored: dict[str, int] = {}
+        for report in call.body.reports:
+            enrolled = self._side.roster.get(report.node)
+            if enrolled is None or enrolled.region != relay.region or enrolled.quarantined:
+                continue  # the relay learns of it as ``gone``
+            # A relay's clock may be ahead; a time without a zone is meant as UTC.
+            heard = report.heard if report.heard.tzinfo else report.heard.replace(tzinfo=UTC)
+            heard = min(now, heard)
+            self._side.intake.heard(report.node, relay.name, heard, report.observation)
+            for receipt in self._believed(relay, enrolled, report):
+                kept.append(receipt)
+                sequence = receipt.receipt.sequence
+                stored[report.node] = max(sequence, stored.get(report.node, 0))
+        if kept:
+            await self._side.intake.receive(kept)
+        return RelayAcknowledged(stored)
+
+    def _believed(
+        self, relay: Enrolled, enrolled: Enrolled, report: NodeReport
+    ) -> list[KeptReceipt]:
+        believed = []
+        for signed in report.receipts:
+            try:
+                receipt = read_receipt(enrolled, signed, self._side.verify)
+            except Untrusted as error:
+                self._side.suspect(relay.name, str(error))
+                continue
+            believed.append(KeptReceipt(receipt, signed))
+        return believed

@@ -1,0 +1,169 @@
+"""POST /v1/sync: heartbeat, report and wake-up of a node in one.
+
+An answer without a record and without receipts is the same for a whole fleet, so its bytes
+are made once a second at most and shared by everybody who is woken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from edgewise.identity.ports import Enrolled
+from edgewise.model.errors import Forbidden, Untrusted
+from edgewise.model.names import SpiffeId
+from edgewise.net.api.intake import Intake, read_receipt
+from edgewise.net.api.ports import Channels, KeptReceipt, Roster, Verify
+from edgewise.net.api.records import Records
+from edgewise.net.routes import Bytes, Call
+from edgewise.net.waiters import Standing, Targets, Waiters
+from edgewise.protocol import limits
+from edgewise.protocol.channel import Channel, Signed
+from edgewise.protocol.sync import (
+    SyncReply,
+    SyncRequest,
+)
+from edgewise.runtime.clock import Clock
+
+_encode = msgspec.json.Encoder().encode
+
+CHANNELS_REMEMBERED = 32
+"""Earlier channels of a fleet that are compared with, instead of answering at once."""
+
+Suspicion = Callable[[str, str], Any]
+"""(subject, what): a line for the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleetside:
+    """What the sync calls stand on."""
+
+    organisation: str
+    roster: Roster
+    records: Records
+    channels: Channels
+    intake: Intake
+    verify: Verify
+    suspect: Suspicion
+
+
+def admit(side: Fleetside, peer: SpiffeId, role: Literal["node", "relay"]) -> Enrolled:
+    """The enrolment behind a certificate. Raises Forbidden with the reason."""
+    enrolled = side.roster.get(peer.name)
+    if enrolled is None or enrolled.role != role:
+        raise Forbidden(
+            f"{peer} is not enrolled here",
+            hint="it was forgotten; join it again with a token (`edgewise node token`)",
+        )
+    if peer.trust_domain != f"{enrolled.region}.{side.organisation}":
+        side.suspect(str(peer), f"certificate of another region than {enrolled.region}")
+        raise Forbidden(f"{peer} is not of region {enrolled.region}", hint="join it again")
+    if enrolled.quarantined:
+        raise Forbidden(
+            f"{enrolled.name} is quarantined: {enrolled.quarantined}",
+            hint="lift it with `edgewise node release`, if that was a mistake",
+        )
+    return enrolled
+
+
+class NodeSync:
+    """The nodes' long poll on a hub."""
+
+    def __init__(self, side: Fleetside, waiters: Waiters, clock: Clock) -> None:
+        self._side = side
+        self._waiters = waiters
+        self._clock = clock
+        self._earlier: dict[str, dict[int, Targets]] = {}
+        self._shared: dict[str, tuple[int, datetime, Bytes]] = {}
+
+    def moved(self, before: Channel | None, after: Channel) -> int:
+        """A fleet's channel was published: wake whom it concerns; returns how many."""
+        if before is not None:
+            earlier = self._earlier.setdefault(after.fleet, {})
+            earlier[before.sequence] = Targets(before)
+            while len(earlier) > CHANNELS_REMEMBERED:
+                del earlier[min(earlier)]
+        return self._waiters.moved(before, after)
+
+    async def sync(self, call: Call[SyncRequest]) -> Bytes | None:
+        """One poll of one node."""
+        request = call.body
+        enrolled = self._admit(call)
+        name = enrolled.name
+        self._side.intake.heard(name, "hub", self._clock.now(), request.observation)
+        acknowledged = await self._take(enrolled, request.receipts)
+        kept = self._side.records.get(name)
+        running = self._side.intake.seen[name].observation.running
+        standing = Standing(name)
+        if kept is not None:
+            standing = Standing(name, kept[0].fleet, kept[0].index, running)
+        if (
+            acknowledged == 0
+            and (kept is None or kept[0].sequence <= request.record)
+            and not self._concerned(standing, request)
+        ):
+            await self._waiters.hold(standing)
+            enrolled = self._admit(call)  # it may have been forgotten meanwhile
+            self._side.intake.heard(name, "hub", self._clock.now(), None)
+        return self._answer(enrolled, request, acknowledged)
+
+    def _admit(self, call: Call[SyncRequest]) -> Enrolled:
+        return admit(self._side, call.peer.required(), "node")
+
+    async def _take(self, enrolled: Enrolled, receipts: Sequence[Signed]) -> int:
+        if not receipts:
+            return 0
+        try:
+            kept = [
+                KeptReceipt(read_receipt(enrolled, signed, self._side.verify), signed)
+                for signed in receipts[: limits.RECEIPTS_KEPT]
+            ]
+        except Untrusted as error:
+            self._side.suspect(enrolled.name, str(error))
+            raise
+        await self._side.intake.receive(kept)
+        return max(item.receipt.sequence for item in kept)
+
+    def _concerned(self, standing: Standing, request: SyncRequest) -> bool:
+        channel = self._side.channels.current(standing.fleet) if standing.fleet else None
+        if channel is None or (
+            request.fleet == channel.fleet and request.channel >= channel.sequence
+        ):
+            return False
+        known = self._earlier.get(channel.fleet, {}).get(request.channel)
+        if request.fleet != channel.fleet or known is None:
+            return True
+        return known.of(standing.index, standing.running) != channel.target(
+            standing.index, standing.running
+        )
+
+    def _answer(self, enrolled: Enrolled, request: SyncRequest, acknowledged: int) -> Bytes | None:
+        kept = self._side.records.get(enrolled.name)
+        record = kept[1] if kept and kept[0].sequence > request.record else None
+        fleet = kept[0].fleet if kept else ""
+        channel = self._side.channels.current(fleet) if fleet else None
+        behind = channel is not None and (
+            request.fleet != fleet or request.channel < channel.sequence
+        )
+        if record is None and acknowledged == 0:
+            return self._shared_news(channel) if channel is not None and behind else None
+        metadata = self._side.channels.bundle(fleet) if behind else {}
+        return Bytes(
+            _encode(
+                SyncReply(record, metadata, acknowledged, self._waiters.hold_s, self._clock.now())
+            )
+        )
+
+    def _shared_news(self, channel: Channel) -> Bytes:
+        now = self._clock.now().replace(microsecond=0)
+        found = self._shared.get(channel.fleet)
+        if found is not None and found[:2] == (channel.sequence, now):
+            return found[2]
+        bundle = self._side.channels.bundle(channel.fleet)
+        answer = Bytes(_encode(SyncReply(None, bundle, 0, self._waiters.hold_s, now)))
+        self._shared[channel.fleet] = (channel.sequence, now, answer)
+        return answer
