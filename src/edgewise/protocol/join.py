@@ -118,3 +118,13 @@ class RejoinRequest(msgspec.Struct, frozen=True):
     nonce: str
     csr: bytes
     proof: bytes
+
+
+class Roots(msgspec.Struct, frozen=True):
+    """Answer of GET /v1/roots, for anyone: what the token's pinned digest is looked up in.
+
+    The connection that carries it is not verified yet; the digest makes up for that.
+    """
+
+    roots: tuple[bytes, ...]
+    """DER."""

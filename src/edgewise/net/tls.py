@@ -1,0 +1,179 @@
+"""TLS as everybody here speaks it: 1.3 only, both certificates, names are SPIFFE IDs.
+
+Certificates are verified by OpenSSL against our own root alone, with the strict checks on.
+Host names are not what we ask: a peer is who its one ``spiffe://`` URI says it is, and the
+caller checks that after the handshake, before it sends anything (``net.client``) or answers
+anything (``net.server``).
+
+Standard library only: the resident agent uses this file.
+"""
+
+from __future__ import annotations
+
+import asyncio.sslproto
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+from edgewise.model.errors import NeedsPerson, Untrusted
+from edgewise.model.names import SpiffeId
+from edgewise.runtime.credentials import CredentialFiles, fingerprint, pem_of
+
+__all__ = [
+    "CredentialFiles",
+    "client_context",
+    "peer_id",
+    "peer_serial",
+    "pinned",
+    "pinned_context",
+    "public_context",
+    "reload",
+    "server_context",
+    "small_tls_buffers",
+    "unverified_context",
+]
+
+NO_CHECK_TIME: Final = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h); Python has no name for it."""
+SMALL_BUFFER: Final = 16 << 10
+"""One TLS record: what a connection of the agent needs to hold."""
+
+
+def server_context(credentials: CredentialFiles) -> ssl.SSLContext:
+    """For hub and relay. A client certificate is optional here, and routes require it.
+
+    No session tickets: each connection proves itself anew, so expiry holds on reconnect.
+    Raises NeedsPerson when the files are missing or do not fit together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _strict(context)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.num_tickets = 0
+    context.set_alpn_protocols(["http/1.1"])
+    _load(context, credentials)
+    _load_roots(context, credentials.root_certificates())
+    return context
+
+
+def client_context(credentials: CredentialFiles, *, check_time: bool = True) -> ssl.SSLContext:
+    """For whoever has an identity. The server must chain to the identity's roots.
+
+    ``check_time=False`` is for a node whose clock is known to be wrong (before its own
+    certificate's beginning): it would otherwise never get a connection to learn the time.
+    Raises NeedsPerson when the files are missing or do not fit together.
+    """
+    context = _client(check_time=check_time)
+    _load(context, credentials)
+    _load_roots(context, credentials.root_certificates())
+    return context
+
+
+def pinned_context(roots: Iterable[bytes], *, check_time: bool = True) -> ssl.SSLContext:
+    """For first contact and rejoin: no certificate of one's own, these roots (DER) only."""
+    context = _client(check_time=check_time)
+    _load_roots(context, roots)
+    return context
+
+
+def public_context() -> ssl.SSLContext:
+    """For a CDN: the system's roots and host names. What it serves is verified anyway."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """Only to fetch ``/v1/roots`` before a root is known; see ``pinned``. Sends no secret."""
+    context = _client()
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def pinned(roots: Iterable[bytes], sha256: str) -> tuple[bytes, ...]:
+    """The one root with this digest among certificates that a stranger gave us.
+
+    The digest comes from the join token, so the connection that carried them need not be
+    trusted. Raises Untrusted when it is not among them.
+    """
+    for root in roots:
+        if fingerprint(root) == sha256:
+            return (root,)
+    raise Untrusted(
+        f"the server does not have the root certificate that the token names ({sha256[:12]})",
+        hint="somebody may be in between, or the token is from another hub: make a new one",
+    )
+
+
+def reload(context: ssl.SSLContext, credentials: CredentialFiles) -> None:
+    """Use the renewed certificate for every handshake from now on; connections stay.
+
+    Raises NeedsPerson when the files do not fit together; the context is then unchanged.
+    """
+    probe = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _load(probe, credentials)
+    _load(context, credentials)
+
+
+def peer_id(tls: ssl.SSLObject | ssl.SSLSocket | None) -> SpiffeId | None:
+    """Whose connection this is, by its verified certificate.
+
+    None without one, and for a certificate that does not have exactly one URI name that is
+    a SPIFFE ID (X509-SVID specification, section 2).
+    """
+    fields: Any = tls.getpeercert() if tls is not None else None
+    names = [v for kind, v in (fields or {}).get("subjectAltName", ()) if kind == "URI"]
+    if len(names) != 1:
+        return None
+    try:
+        return SpiffeId.parse(names[0])
+    except ValueError:
+        return None
+
+
+def peer_serial(tls: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """Serial number of the peer's verified certificate in lower-case hex; empty without one."""
+    fields: Any = tls.getpeercert() if tls is not None else None
+    return str((fields or {}).get("serialNumber", "")).lower().lstrip("0")
+
+
+def small_tls_buffers() -> None:
+    """Let a connection take 16 KiB instead of 256 KiB (cpython issue 109534).
+
+    For the agent, at start. Hub and relay use uvloop, which does not have the problem.
+    """
+    asyncio.sslproto.SSLProtocol.max_size = SMALL_BUFFER
+
+
+def _client(*, check_time: bool = True) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _strict(context)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    if not check_time:
+        context.verify_flags |= NO_CHECK_TIME
+    return context
+
+
+def _strict(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+
+
+def _load(context: ssl.SSLContext, credentials: CredentialFiles) -> None:
+    credentials.settle()
+    try:
+        context.load_cert_chain(credentials.chain, credentials.key)
+    except (OSError, ValueError) as error:
+        raise NeedsPerson(
+            f"no usable certificate and key in {credentials.directory}: {error}",
+            hint="join with a token first, or put back the files from a backup",
+        ) from error
+
+
+def _load_roots(context: ssl.SSLContext, roots: Iterable[bytes]) -> None:
+    try:
+        context.load_verify_locations(cadata=pem_of(roots))
+    except (ssl.SSLError, ValueError) as error:
+        raise NeedsPerson(
+            f"the root certificates cannot be read: {error}", hint="join again with a new token"
+        ) from error
