@@ -62,7 +62,7 @@ class Hub:
         self.failure: Exception | None = None
         self.url = ""
 
-    async def authorise(self, request: web.Request, writes: bool) -> str:
+    async def authorise(self, request: web.BaseRequest, writes: bool) -> str:
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
         peer = tls.getpeercert() if tls else None
         if not peer:

@@ -38,7 +38,7 @@ class Push:
     moved: Mapping[str, tuple[str, str]]
 
 
-Authorise = Callable[[web.Request, bool], Awaitable[str]]
+Authorise = Callable[[web.BaseRequest, bool], Awaitable[str]]
 """(request, whether it writes) to the user's name; raises Forbidden for anybody else."""
 
 Pushed = Callable[[Push], Awaitable[tuple[str, ...]]]
@@ -82,7 +82,7 @@ class GitHttp:
             web.post(f"{self._path}/{{tail:.*}}", self.answer),
         ]
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """One call of git. Refusals are plain text, which git shows to its user."""
         try:
             service = self._service(request)
@@ -96,8 +96,11 @@ class GitHttp:
         async with self._slots, asyncio.timeout(self._limits.call.total_seconds()):
             return await self._call(request, service, user)
 
-    def _service(self, request: web.Request) -> str:
-        tail = request.match_info["tail"]
+    def _tail(self, request: web.BaseRequest) -> str:
+        return request.path.partition(f"{self._path}/")[2]
+
+    def _service(self, request: web.BaseRequest) -> str:
+        tail = self._tail(request)
         if request.method == "GET" and tail == "info/refs":
             service = request.query.get("service", "")
             if service in _SERVICES:
@@ -109,7 +112,7 @@ class GitHttp:
             hint=f"clone or push {self._path}/",
         )
 
-    async def _call(self, request: web.Request, service: str, user: str) -> web.StreamResponse:
+    async def _call(self, request: web.BaseRequest, service: str, user: str) -> web.StreamResponse:
         pushing = request.method == "POST" and service == "git-receive-pack"
         bound = self._limits.push if pushing else self._limits.fetch_request
         body = _Body(request, bound)
@@ -144,10 +147,10 @@ class GitHttp:
                 process.kill()
             await process.wait()
 
-    def _variables(self, request: web.Request, user: str, first: bytes) -> dict[str, str]:
+    def _variables(self, request: web.BaseRequest, user: str, first: bytes) -> dict[str, str]:
         """CGI (RFC 3875) as git-http-backend(1) reads it. The length is left out: the body
         ends with the pipe, whatever encoding it came in."""
-        tail = request.match_info["tail"]
+        tail = self._tail(request)
         variables = {
             "GIT_PROJECT_ROOT": str(self._repository.parent),
             "GIT_HTTP_EXPORT_ALL": "1",
@@ -264,7 +267,7 @@ class Tail:
 class _Body:
     """A request body, counted; ``refused`` once it is longer than its bound."""
 
-    def __init__(self, request: web.Request, bound: int) -> None:
+    def __init__(self, request: web.BaseRequest, bound: int) -> None:
         self._content = request.content
         self._left = bound
         declared = request.content_length or 0

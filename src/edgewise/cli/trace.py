@@ -1,0 +1,59 @@
+"""``edgewise trace COMMIT``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgewise.cli.session import Session, short, show_problems, size, stamp
+
+
+def verb(
+    ctx: typer.Context,
+    commit: Annotated[str, typer.Argument(help="Commit id, branch, or main@sha1:...")],
+) -> None:
+    from edgewise.cli.client import segment
+    from edgewise.protocol.api import Trace
+
+    session = Session.of(ctx)
+    trace = session.client().get(f"/v1/commits/{segment(commit)}", Trace)
+    if session.as_json:
+        session.json(trace)
+        return
+    session.facts(
+        [
+            ("commit", trace.revision),
+            ("author", trace.author),
+            ("subject", trace.subject),
+            ("seen", stamp(trace.seen)),
+            ("compiled", "yes" if trace.compiled else "no"),
+            ("fetched", _saved(trace.bytes_fetched, trace.bytes_full)),
+        ]
+    )
+    show_problems(trace.problems)
+    for fleet, release in sorted(trace.releases.items()):
+        typer.echo(f"release {short(release)} for {fleet}")
+    for rollout in trace.rollouts:
+        typer.echo(
+            f"rollout {rollout.id} of {rollout.fleet}: {rollout.state}, "
+            f"{rollout.succeeded}/{rollout.nodes} done {rollout.reason}".rstrip()
+        )
+    typer.echo("")
+    session.table(
+        ("NODE", "FLEET", "STATE", "AT", "BYTES", "WHY"),
+        (
+            (
+                node.node, node.fleet, node.state,
+                stamp(node.receipt.at) if node.receipt else "",
+                size(node.receipt.bytes_fetched) if node.receipt else "",
+                node.receipt.reason if node.receipt else "",
+            )
+            for node in trace.nodes
+        ),
+        none="It reached no node.",
+    )  # fmt: skip
+
+
+def _saved(fetched: int, full: int) -> str:
+    return f"{size(fetched)} instead of {size(full)}" if full else ""

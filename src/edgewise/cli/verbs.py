@@ -1,0 +1,37 @@
+"""The verbs, in the order of ``edgewise --help``: name, module and one line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SEE = "See what runs"
+_CHANGE = "Change what runs"
+_FLEET = "Nodes and their fleet"
+_SETUP = "Set up"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb; ``module`` is below edgewise.cli and has ``app`` or ``verb``."""
+
+    name: str
+    module: str
+    help: str
+    panel: str
+    hidden: bool = False
+
+
+VERBS = (
+    Verb("plan", "plan", "Say exactly what a commit would do, before anything moves.", _CHANGE),
+    Verb("push", "push", "Push the fleet repo to the hub; --wait follows the rollout.", _CHANGE),
+    Verb("rollout", "rollout", "Watch, approve, pause, resume, abort or retry rollouts.", _CHANGE),
+    Verb("status", "status", "The whole organisation on one screen.", _SEE),
+    Verb("trace", "trace", "Follow a commit from git to every node.", _SEE),
+    Verb("audit", "audit", "Who did what: the hash-chained log; verify checks the chain.", _SEE),
+    Verb(
+        "doctor", "doctor", "Check this machine and the hub; every finding has a next move.", _SEE
+    ),
+    Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
+    Verb("artifact", "artifact", "What can be put on nodes.", _FLEET),
+    Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),
+)

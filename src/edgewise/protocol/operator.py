@@ -1,0 +1,31 @@
+"""How the CLI finds its hub: the context file that ``edgewise up`` writes.
+
+``operator/context.json`` in the hub's data directory, also reached by ``--context FILE``,
+the variable EDGEWISE_CONTEXT, or ``~/.edgewise/context.json`` (which may be a link to it).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class OperatorContext(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One hub and one person. File names are relative to the context file's folder."""
+
+    url: str
+    """``https://host:port`` of the hub."""
+    organisation: str
+    user: str
+    certificate: str = "user.pem"
+    """PEM chain of the person's SVID, leaf first."""
+    key: str = "user.key"
+    roots: str = "roots.pem"
+    hub_id: str = ""
+    """The hub's SPIFFE ID; empty: ``spiffe://hub.<organisation>/hub``."""
+    data: str = ""
+    """The hub's data directory when it is on this machine; for `edgewise doctor`."""
+
+    @property
+    def hub(self) -> str:
+        """The SPIFFE ID that the hub must prove."""
+        return self.hub_id or f"spiffe://hub.{self.organisation}/hub"
