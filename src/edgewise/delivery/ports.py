@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from edgewise.protocol.channel import Channel, NodeRecord, Signed
+from edgewise.protocol.content import Entry
+from edgewise.protocol.installed import Installed
 
 
 class Source(Protocol):
@@ -13,7 +19,8 @@ class Source(Protocol):
     """
 
     def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
-        """The bytes of ``path`` (below the content root) from offset ``start`` on.
+        """The bytes of ``path`` (below the content root) from offset ``start`` on; nothing
+        when ``start`` is at or behind the end. ``at_most`` counts the bytes that come.
 
         Raises NotFound when there is no such path, TryLater when the source cannot be
         reached or breaks off, Untrusted when more than ``at_most`` bytes come.
@@ -44,3 +51,79 @@ class ObjectStore(Protocol):
 
     async def size(self, sha256: str) -> int:
         """Stored (compressed) size in bytes. Raises NotFound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What the hub says, after every check."""
+
+    record: NodeRecord | None
+    """None: the node was never given one (or its signer was replaced): sync with record 0."""
+    channel: Channel | None
+    """None: no fleet, or the fleet has no channel yet."""
+    timestamp: int
+    """Version of the newest trusted timestamp."""
+
+
+class Trust(Protocol):
+    """A node's checks of what the hub says. Implementation: backends.tuf.client."""
+
+    async def verify(
+        self, metadata: Mapping[str, bytes], record: Signed | None, source: Source
+    ) -> Verified:
+        """Check a sync reply's ``metadata`` and ``record``; fetch what is missing.
+
+        Either may be empty: the newest known one then counts. Raises Untrusted for what is
+        forged, older than what was seen, or for another node or fleet; TryLater for metadata
+        that has expired and when the source cannot be reached. Nothing installed changes.
+        """
+
+    async def permission(self, release: str, source: Source) -> int:
+        """The length of a release that a builder signed. Raises Untrusted when none did."""
+
+
+class NodeFiles(Protocol):
+    """A node's store and releases. Implementation: backends.files.node_store.
+
+    Calls block for at most one local file operation. Writing raises NeedsPerson when the
+    disk is full. Nothing under ``releases`` is visible before ``finish``.
+    """
+
+    def free_bytes(self) -> int: ...
+    def fetching(self) -> AbstractContextManager[None]:
+        """While held, ``collect`` deletes no object."""
+
+    def staged(self, release: str) -> Installed | None: ...
+    def installed(self) -> tuple[Installed, ...]:
+        """Every complete release here."""
+
+    def packed_sizes(self, release: str) -> dict[str, int]:
+        """Bytes that each object of that release took to travel, as far as known."""
+
+    def document(self, sha256: str) -> bytes | None:
+        """A kept document, verified; None when absent or damaged."""
+
+    def keep_document(self, sha256: str, data: bytes) -> None: ...
+    def modes(self, sha256: str) -> tuple[int, ...]:
+        """The modes under which a file's content is kept; not verified."""
+
+    def verify(self, sha256: str, mode: int) -> bool:
+        """Whether the kept file still matches its digest; one that does not is dropped."""
+
+    def keep_file(self, entry: Entry, content: Iterator[bytes]) -> None:
+        """Keep a file; nothing stays when ``content`` raises."""
+
+    def copy_mode(self, sha256: str, have: int, want: int) -> None: ...
+    def partial(self, sha256: str) -> AbstractContextManager[IO[bytes]]:
+        """The packed bytes downloaded so far, open for reading and appending."""
+
+    def drop_partial(self, sha256: str) -> None: ...
+    def has_partial(self, sha256: str) -> int:
+        """Bytes in it."""
+
+    def begin(self, release: str) -> None: ...
+    def lay_out(self, release: str, directory: str, entries: tuple[Entry, ...]) -> None:
+        """Links a tree's kept files into the staged release."""
+
+    def finish(self, installed: Installed, packed_sizes: dict[str, int]) -> None:
+        """Sync everything, then make the release visible."""

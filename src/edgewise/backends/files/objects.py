@@ -18,13 +18,13 @@ from typing import IO
 
 import zstandard
 
-from edgewise.backends.files.durable import disk_error, sync_directory
 from edgewise.delivery import packing
 from edgewise.delivery.ports import ObjectStore
 from edgewise.model.errors import NotFound, Untrusted
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
 from edgewise.protocol.content import object_path
+from edgewise.runtime.durable import disk_error, sync_directory
 
 
 class FileObjects:

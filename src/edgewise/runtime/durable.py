@@ -55,6 +55,18 @@ def sync_filesystem(path: Path) -> None:
         os.close(fd)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, renameat2(2); False where the file system cannot."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE (linux/fs.h)
+    done = libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap)
+    return bool(done == 0)
+
+
 def disk_error(error: OSError, where: Path) -> NeedsPerson:
     """What an OSError of a write means for a person."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,414 @@
+"""What a node keeps: files by digest and mode, documents, releases, and which one is current.
+
+Standard library and msgspec only: the resident agent reads from here without the worker.
+
+Laws (docs/internals/content.md has the order of syncs):
+- ``releases/<sha>`` exists only complete: everything in it was synced before the rename;
+- ``current`` and ``previous`` are symlinks, replaced by rename, the directory synced after;
+- a kept file or document is only a hint until its digest was checked again;
+- ``collect`` deletes nothing that current, previous or ``keep`` need, and no object while
+  a fetch runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from edgewise.delivery.ports import NodeFiles
+from edgewise.model.errors import NeedsPerson, NotFound
+from edgewise.model.names import Digest
+from edgewise.protocol.content import Entry
+from edgewise.protocol.installed import Installed
+from edgewise.runtime.durable import (
+    disk_error,
+    exchange,
+    sync_directory,
+    sync_filesystem,
+    write_durably,
+)
+
+_COPY = 1 << 20
+
+
+class NodeStore:
+    """``root`` is the node's state directory. One process may fetch, others may read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._objects = root / "store" / "objects"
+        self._documents = root / "store" / "documents"
+        self._releases = root / "releases"
+        self._staging = root / "staging"
+        self._partials = root / "staging" / "partial"
+        for folder in (self._objects, self._documents, self._releases, self._partials):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    # What runs
+
+    def active(self) -> Installed | None:
+        """The current release; None before the first. Raises NeedsPerson when it is damaged."""
+        return self._linked("current")
+
+    def previous(self) -> Installed | None:
+        """The release that ``put_back`` would start; None when there is none."""
+        if self._name_of("previous") == self._name_of("current"):
+            return None
+        return self._linked("previous")
+
+    def staged(self, release: str) -> Installed | None:
+        """A release that is here, complete; None when it is not."""
+        if not (self.release_directory(release) / "release.json").exists():
+            return None
+        return self._read(release)
+
+    def installed(self) -> tuple[Installed, ...]:
+        """Every complete release here; damaged ones are left out (``collect`` takes them)."""
+        found = []
+        for folder in sorted(self._releases.iterdir()):
+            try:
+                found.append(self._read(folder.name))
+            except NeedsPerson:
+                continue
+        return tuple(found)
+
+    def release_directory(self, release: str) -> Path:
+        """Where a release lies. Raises ValueError for no digest."""
+        return self._releases / Digest(release).sha256
+
+    def activate(self, release: str) -> Installed:
+        """Make a staged release current; the one before becomes ``previous``. Idempotent.
+
+        After a power cut at any point ``active`` is the old release or the new one.
+        Raises NotFound when it is not staged, NeedsPerson when the disk is full.
+        """
+        installed = self.staged(release)
+        if installed is None:
+            raise NotFound(f"release {release[:12]} is not on this node")
+        running = self._name_of("current")
+        if running == release:
+            return installed
+        if running:
+            # First, so that there is no moment at which the way back is not recorded.
+            self._point("previous", running)
+        self._point("current", release)
+        return installed
+
+    def put_back(self) -> Installed:
+        """Make ``previous`` current again. Raises NeedsPerson when there is none."""
+        before = self.previous()
+        if before is None:
+            raise NeedsPerson(
+                "there is no previous release to put back",
+                hint="publish a release that works; nothing was changed",
+            )
+        self._point("current", before.release)
+        return before
+
+    def free_bytes(self) -> int:
+        """Bytes that this process may still write on the store's file system."""
+        about = os.statvfs(self.root)
+        return about.f_bavail * about.f_frsize
+
+    def collect(self, keep: Collection[str] = ()) -> int:
+        """Delete what nothing needs: releases but current, previous and ``keep``, then
+        files and documents that no release left here uses. Returns bytes freed.
+
+        While a fetch runs, or a release in ``keep`` is not complete yet, objects and
+        staging are left alone.
+        """
+        needed = {self._name_of("current"), self._name_of("previous"), *keep}
+        freed = 0
+        for folder in self._releases.iterdir():
+            if folder.name not in needed:
+                # Renamed first: a half-deleted release must not look complete.
+                doomed = self._staging / f"doomed-{folder.name}"
+                if doomed.exists():
+                    _remove(doomed)
+                os.rename(folder, doomed)
+                _remove(doomed)
+        waiting = any(self.staged(release) is None for release in keep)
+        if waiting:
+            return 0
+        with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+            if mine:
+                freed = self._sweep()
+        return freed
+
+    def _sweep(self) -> int:
+        freed = 0
+        for path in self._staging.iterdir():
+            if path != self._partials:
+                _remove(path)
+        for path in self._partials.iterdir():
+            path.unlink()
+        for folder in self._objects.iterdir():
+            for path in folder.iterdir():
+                about = path.lstat()
+                if about.st_nlink == 1:  # in no release: a checkout is made of hard links
+                    path.unlink()
+                    freed += about.st_size
+        wanted = {sha256 for release in self.installed() for sha256 in _documents(release)}
+        for path in self._documents.iterdir():
+            if path.name not in wanted:
+                freed += path.lstat().st_size
+                path.unlink()
+        return freed
+
+    # What a fetch writes
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """See ``NodeFiles.fetching``."""
+        with self._lock(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _lock(self, how: int) -> Iterator[bool]:
+        fd = os.open(self.root / "store" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, how)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def packed_sizes(self, release: str) -> dict[str, int]:
+        """See ``NodeFiles.packed_sizes``; only a figure for receipts."""
+        try:
+            data = (self.release_directory(release) / "packed.json").read_bytes()
+            return msgspec.json.decode(data, type=dict[str, int])
+        except (FileNotFoundError, msgspec.DecodeError):
+            return {}
+
+    def document(self, sha256: str) -> bytes | None:
+        """See ``NodeFiles.document``."""
+        path = self._documents / Digest(sha256).sha256
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            path.unlink()
+            return None
+        return data
+
+    def keep_document(self, sha256: str, data: bytes) -> None:
+        """See ``NodeFiles.keep_document``."""
+        with self._new_file() as (file, waiting):
+            file.write(data)
+            file.flush()
+            os.rename(waiting, self._documents / Digest(sha256).sha256)
+
+    def modes(self, sha256: str) -> tuple[int, ...]:
+        """See ``NodeFiles.modes``."""
+        folder = self._objects / sha256[:2]
+        prefix = f"{sha256[2:]}-"
+        try:
+            names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(int(name.removeprefix(prefix), 8) for name in names))
+
+    def verify(self, sha256: str, mode: int) -> bool:
+        """See ``NodeFiles.verify``."""
+        path = self._object(sha256, mode)
+        try:
+            with open(path, "rb") as file:
+                sound = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+                sound = sound and os.fstat(file.fileno()).st_mode & 0o7777 == mode
+        except FileNotFoundError:
+            return False
+        if not sound:
+            path.unlink()
+        return sound
+
+    def keep_file(self, entry: Entry, content: Iterator[bytes]) -> None:
+        """See ``NodeFiles.keep_file``."""
+        with self._new_file() as (file, waiting):
+            for chunk in content:
+                file.write(chunk)
+            file.flush()
+            os.fchmod(file.fileno(), entry.mode)
+            final = self._object(entry.sha256, entry.mode)
+            final.parent.mkdir(exist_ok=True)
+            os.rename(waiting, final)
+
+    def copy_mode(self, sha256: str, have: int, want: int) -> None:
+        """See ``NodeFiles.copy_mode``."""
+        with open(self._object(sha256, have), "rb") as file:
+            self.keep_file(
+                Entry("copy", "file", want, sha256=sha256), iter(lambda: file.read(_COPY), b"")
+            )
+
+    @contextmanager
+    def partial(self, sha256: str) -> Iterator[IO[bytes]]:
+        """See ``NodeFiles.partial``."""
+        try:
+            with open(self._partials / Digest(sha256).sha256, "a+b") as file:
+                yield file
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    def has_partial(self, sha256: str) -> int:
+        """See ``NodeFiles.has_partial``."""
+        try:
+            return (self._partials / Digest(sha256).sha256).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def drop_partial(self, sha256: str) -> None:
+        """See ``NodeFiles.drop_partial``."""
+        (self._partials / Digest(sha256).sha256).unlink(missing_ok=True)
+
+    def begin(self, release: str) -> None:
+        """Start staging from nothing."""
+        folder = self._stage(release)
+        try:
+            if folder.exists():
+                _remove(folder)
+            (folder / "apps").mkdir(parents=True)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    def lay_out(self, release: str, directory: str, entries: tuple[Entry, ...]) -> None:
+        """See ``NodeFiles.lay_out``."""
+        top = self._stage(release) / directory
+        try:
+            top.mkdir(parents=True)
+            for entry in entries:
+                path = top / entry.path
+                if entry.kind == "dir":
+                    path.mkdir(mode=0o700)
+                elif entry.kind == "link":
+                    path.symlink_to(entry.target)
+                else:
+                    self._link(entry, path)
+            for entry in reversed(entries):
+                if entry.kind == "dir":  # last: a read-only directory takes no files
+                    (top / entry.path).chmod(entry.mode & 0o1777)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    def _link(self, entry: Entry, path: Path) -> None:
+        kept = self._object(entry.sha256, entry.mode)
+        try:
+            os.link(kept, path)
+        except OSError as error:
+            if error.errno != errno.EMLINK:  # ext4: 65,000 links to one (often empty) file
+                raise
+            shutil.copy2(kept, path)
+
+    def finish(self, installed: Installed, packed_sizes: dict[str, int]) -> None:
+        """See ``NodeFiles.finish``."""
+        folder = self._stage(installed.release)
+        final = self.release_directory(installed.release)
+        try:
+            (folder / "packed.json").write_bytes(msgspec.json.encode(packed_sizes))
+            write_durably(folder / "release.json", msgspec.json.encode(installed))
+            sync_filesystem(folder)
+            # The same release for a record with other labels or secrets may be running.
+            swapped = final.exists() and exchange(folder, final)
+            if not swapped:
+                if final.exists():
+                    _remove(final)
+                os.rename(folder, final)
+            sync_directory(self._releases)
+            if swapped:
+                _remove(folder)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    # How
+
+    def _object(self, sha256: str, mode: int) -> Path:
+        return self._objects / sha256[:2] / f"{Digest(sha256).sha256[2:]}-{mode:o}"
+
+    def _stage(self, release: str) -> Path:
+        return self._staging / Digest(release).sha256
+
+    @contextmanager
+    def _new_file(self) -> Iterator[tuple[IO[bytes], Path]]:
+        waiting: Path | None = None
+        try:
+            fd, name = tempfile.mkstemp(dir=self._staging)
+            waiting = Path(name)
+            with os.fdopen(fd, "wb") as file:
+                yield file, waiting
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+        finally:
+            if waiting is not None:
+                waiting.unlink(missing_ok=True)
+
+    def _name_of(self, link: str) -> str:
+        try:
+            return os.path.basename(os.readlink(self.root / link))
+        except FileNotFoundError:
+            return ""
+
+    def _linked(self, link: str) -> Installed | None:
+        name = self._name_of(link)
+        return self._read(name) if name else None
+
+    def _read(self, release: str) -> Installed:
+        path = self._releases / release / "release.json"
+        try:
+            installed = msgspec.json.decode(path.read_bytes(), type=Installed)
+        except (OSError, msgspec.DecodeError) as error:
+            raise NeedsPerson(
+                f"{path} is damaged or missing: {error}",
+                hint="`edgewise agent run` fetches the release again once the hub is reachable",
+            ) from error
+        if installed.release != release:
+            raise NeedsPerson(f"{path} speaks of release {installed.release[:12]}")
+        return installed
+
+    def _point(self, link: str, release: str) -> None:
+        waiting = self.root / f".{link}.new"
+        try:
+            waiting.unlink(missing_ok=True)
+            os.symlink(f"releases/{release}", waiting)
+            os.rename(waiting, self.root / link)
+            sync_directory(self.root)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+
+def _documents(release: Installed) -> Iterator[str]:
+    yield release.release
+    for app in release.apps:
+        yield app.part
+        yield app.tree
+    for config in release.configs:
+        yield config.part
+    for secret in release.secrets:
+        yield secret.part
+        yield secret.sealed
+
+
+def _remove(path: Path) -> None:
+    """Also what a read-only directory of a tree would not let go."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    for folder, _, _ in os.walk(path):
+        os.chmod(folder, 0o700)
+    shutil.rmtree(path)
+
+
+def _meets_its_port(store: NodeStore) -> NodeFiles:
+    return store

@@ -1,0 +1,313 @@
+"""A node's TUF client: python-tuf's own updater, fed from bytes that are already here.
+
+Law: metadata that is forged, old, expired or for somebody else never becomes an order, and
+never touches what is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from tuf.api.exceptions import (
+    DownloadError,
+    DownloadHTTPError,
+    ExpiredMetadataError,
+    RepositoryError,
+)
+from tuf.api.metadata import TargetFile, Targets, Timestamp
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from edgewise.delivery import packing, trust
+from edgewise.delivery.on_agent import read_all
+from edgewise.delivery.ports import Source, Trust, Verified
+from edgewise.model.errors import NeedsPerson, NotFound, TryLater, Untrusted
+from edgewise.protocol import limits
+from edgewise.protocol.channel import Channel, NodeRecord, Signed
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.content import channel_target, object_path, release_target
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.durable import disk_error, write_durably
+
+T = TypeVar("T")
+
+BUILT: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock is right that shows less: this package did not exist. Moved at every release."""
+ROUNDS: Final = 64
+"""Files fetched for one verification; more would be 50 root rotations missed."""
+FLEETS_REMEMBERED: Final = 8
+"""Fleets whose channel sequence a node keeps when it is moved between them."""
+_ROOT = re.compile(r"(\d+)\.root\.json")
+
+
+class _Seen(msgspec.Struct):
+    """What must never go backwards, kept apart from the TUF files and synced."""
+
+    timestamp: int = 0
+    clock: datetime | None = None
+    """When the newest trusted timestamp was signed; never this node's own clock."""
+    record: int = 0
+    channels: dict[str, int] = {}
+
+
+class _Absent(DownloadError):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class _Bundle(FetcherInterface):
+    """Metadata that is already here; says which file is not."""
+
+    def __init__(self, files: Mapping[str, bytes], absent: set[str], *, has_roots: bool) -> None:
+        self._files = files
+        self._absent = absent
+        self._has_roots = has_roots
+        self._newest = max(
+            (int(found[1]) for name in files if (found := _ROOT.fullmatch(name))), default=0
+        )
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = url.removeprefix("bundle:/")
+        if name in self._files:
+            return iter([self._files[name]])
+        root = _ROOT.fullmatch(name)
+        is_last_root = root is not None and self._has_roots and int(root[1]) > self._newest
+        if name in self._absent or is_last_root:
+            raise DownloadHTTPError(f"no {name}", 404)
+        raise _Absent(name)
+
+
+class NodeTrust:
+    """A node's TUF client, in ``directory``, starting from the root it got when it joined."""
+
+    def __init__(self, directory: Path, root: bytes, *, node: str, clock: Clock) -> None:
+        self._directory = directory
+        self._root = root
+        self._node = node
+        self._clock = clock
+        directory.mkdir(parents=True, exist_ok=True)
+
+    async def verify(
+        self, metadata: Mapping[str, bytes], record: Signed | None, source: Source
+    ) -> Verified:
+        """See ``Trust.verify``."""
+        try:
+            return await self._verify(metadata, record, source)
+        except (Untrusted, TryLater):
+            if not metadata:
+                raise
+            # Once more without the hint: the source may be better than who sent it.
+            return await self._verify({}, record, source)
+
+    async def _verify(
+        self, metadata: Mapping[str, bytes], record: Signed | None, source: Source
+    ) -> Verified:
+        seen = self._seen()
+        message = record or self._kept_record()
+        has_roots = any(_ROOT.fullmatch(name) for name in metadata)
+
+        def look(updater: Updater) -> tuple[NodeRecord | None, TargetFile | None]:
+            updater.refresh()
+            checked = self._check_record(message, seen, given=record is not None)
+            if checked is None or not checked.fleet:
+                return checked, None
+            return checked, updater.get_targetinfo(channel_target(checked.fleet))
+
+        checked, target = await self._run(dict(metadata), source, has_roots, look)
+        version = self._timestamp(seen)
+        channel = None
+        if checked is not None and target is not None:
+            channel = await self._channel(checked.fleet, target, metadata, source)
+            if channel.sequence < seen.channels.get(channel.fleet, 0):
+                raise Untrusted(
+                    f"channel {channel.fleet} goes back from"
+                    f" {seen.channels[channel.fleet]} to {channel.sequence}"
+                )
+        self._remember(seen, message if checked else None, checked, channel)
+        return Verified(checked, channel, version)
+
+    async def permission(self, release: str, source: Source) -> int:
+        """See ``Trust.permission``."""
+        path = release_target(release)
+
+        def look(updater: Updater) -> TargetFile | None:
+            return updater.get_targetinfo(path)
+
+        try:
+            newest = {"timestamp.json": (self._directory / "timestamp.json").read_bytes()}
+            target = await self._run(newest, source, True, look)
+        except (OSError, Untrusted, TryLater):
+            target = await self._run({}, source, False, look)
+        if target is None:
+            raise Untrusted(f"no builder signed release {release[:12]}")
+        if trust.target_digest(target) != release:
+            raise Untrusted(f"{path} speaks of another release")
+        return target.length
+
+    async def _run(
+        self,
+        files: dict[str, bytes],
+        source: Source,
+        has_roots: bool,
+        look: Callable[[Updater], T],
+    ) -> T:
+        absent: set[str] = set()
+        for _ in range(ROUNDS):
+            try:
+                return look(self._updater(_Bundle(files, absent, has_roots=has_roots)))
+            except _Absent as missing:
+                name = missing.name
+            except ExpiredMetadataError as error:
+                raise self._stale(error) from error
+            except (RepositoryError, DownloadError, ValueError) as error:
+                raise Untrusted(f"release metadata does not verify: {error}") from error
+            except OSError as error:
+                raise disk_error(error, self._directory) from error
+            try:
+                files[name] = await read_all(source, f"tuf/{name}", at_most=limits.TUF_METADATA)
+            except NotFound as error:
+                if not _ROOT.fullmatch(name):
+                    raise TryLater(f"the source has no {name} yet") from error
+                absent.add(name)
+        raise Untrusted(f"release metadata needs more than {ROUNDS} files")
+
+    def _updater(self, bundle: _Bundle) -> Updater:
+        config = UpdaterConfig(
+            timestamp_max_length=limits.TUF_METADATA,
+            snapshot_max_length=limits.TUF_METADATA,
+            targets_max_length=limits.TUF_METADATA,
+        )
+        updater = Updater(
+            str(self._directory), "bundle:/", fetcher=bundle, config=config, bootstrap=self._root
+        )
+        # python-tuf reads the machine's clock and has no argument for it; checked by
+        # test_a_node_with_its_clock_at_1970_starts_from_what_it_knows.
+        updater._trusted_set.reference_time = self._now()
+        return updater
+
+    def _now(self) -> datetime:
+        """The clock floor: the newest of the clock, the build and the trusted timestamp."""
+        return max(self._clock.now(), BUILT, self._seen().clock or BUILT)
+
+    def _stale(self, error: ExpiredMetadataError) -> TryLater:
+        now = self._now().isoformat(timespec="minutes")
+        return TryLater(
+            f"{error} at {now}, so no new release is accepted; what is installed keeps running",
+            hint="check this node's clock, and that the hub runs and its relay reaches it",
+        )
+
+    def _check_record(
+        self, message: Signed | None, seen: _Seen, *, given: bool
+    ) -> NodeRecord | None:
+        if message is None:
+            return None
+        data = (self._directory / "targets.json").read_bytes()
+        keys = trust.delegated_keys(
+            trust.parse(data, Targets, what="targets.json").signed, "channels"
+        )
+        if not given and message.key_id not in keys:
+            return None  # the hub's key was replaced since: it will sign a new record
+        trust.check_signed(message, keys, purpose="node-record/1")
+        record = decode(message.payload, NodeRecord, what="node record", at_most=limits.RECORD)
+        if record.node != self._node:
+            raise Untrusted(f"a record for {record.node} was given to {self._node}")
+        if record.sequence < seen.record:
+            raise Untrusted(
+                f"the record of {self._node} goes back from {seen.record} to {record.sequence}"
+            )
+        return record
+
+    def _timestamp(self, seen: _Seen) -> int:
+        data = (self._directory / "timestamp.json").read_bytes()
+        stamp = trust.parse(data, Timestamp, what="timestamp.json").signed
+        if stamp.version < seen.timestamp:
+            raise Untrusted(f"timestamp goes back from {seen.timestamp} to {stamp.version}")
+        when = trust.signed_at(stamp)
+        if when is not None and (seen.clock is None or when > seen.clock):
+            seen.clock = when
+        seen.timestamp = stamp.version
+        return stamp.version
+
+    async def _channel(
+        self, fleet: str, target: TargetFile, metadata: Mapping[str, bytes], source: Source
+    ) -> Channel:
+        digest = trust.target_digest(target)
+        if target.length > limits.CHANNEL:
+            raise Untrusted(f"channel {fleet} has {target.length} bytes")
+        kept = self._directory / "channel.json"
+        for data in (metadata.get(channel_target(fleet)), _read(kept)):
+            if data is not None and trust.matches(target, data):
+                break
+        else:
+            packed = await read_all(
+                source, object_path(digest), at_most=packing.packed_bound(target.length)
+            )
+            data = packing.unpack(packed, digest, at_most=target.length)
+        channel = decode(data, Channel, what=f"channel {fleet}", at_most=limits.CHANNEL)
+        if channel.fleet != fleet:
+            raise Untrusted(f"the channel of {channel.fleet} was given as that of {fleet}")
+        if data != _read(kept):
+            self._write("channel.json", data)
+        return channel
+
+    # What is kept
+
+    def _seen(self) -> _Seen:
+        data = _read(self._directory / "seen.json")
+        if data is None:
+            return _Seen()
+        try:
+            return msgspec.json.decode(data, type=_Seen)
+        except msgspec.DecodeError as error:
+            raise NeedsPerson(
+                f"{self._directory / 'seen.json'} is damaged",
+                hint="restore it, or join this node again",
+            ) from error
+
+    def _kept_record(self) -> Signed | None:
+        data = _read(self._directory / "record.json")
+        return decode(data, Signed, what="the kept record") if data is not None else None
+
+    def _remember(
+        self,
+        seen: _Seen,
+        message: Signed | None,
+        record: NodeRecord | None,
+        channel: Channel | None,
+    ) -> None:
+        if message is not None and record is not None:
+            if encode(message) != _read(self._directory / "record.json"):
+                self._write("record.json", encode(message))
+            seen.record = record.sequence
+        if channel is not None:
+            seen.channels = {
+                **{k: v for k, v in seen.channels.items() if k != channel.fleet},
+                channel.fleet: channel.sequence,
+            }
+            for fleet in list(seen.channels)[:-FLEETS_REMEMBERED]:
+                del seen.channels[fleet]
+        data = msgspec.json.encode(seen)
+        if data != _read(self._directory / "seen.json"):
+            self._write("seen.json", data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            write_durably(self._directory / name, data, mode=0o600)
+        except OSError as error:
+            raise disk_error(error, self._directory) from error
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _meets_its_port(client: NodeTrust) -> Trust:
+    return client
