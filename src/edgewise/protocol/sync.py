@@ -30,6 +30,8 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Only when it changed since the last answered request."""
     receipts: tuple[Signed, ...] = ()
     """Those not yet acknowledged, oldest first."""
+    hold_s: float = 60.0
+    """How long the answer may be held. 0 asks for one at once: a report beside a held poll."""
     version: int = VERSION
 
 
