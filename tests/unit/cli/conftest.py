@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from edgewise.cli.main import app
 from edgewise.model.errors import NotFound
+from edgewise.net.git_http import GitHttp
 from edgewise.net.routes import ANYONE, Bytes, Call, Events, Route
-from edgewise.net.server import Listen, Server
+from edgewise.net.server import Listen, Mount, Server
 from edgewise.protocol.codec import encode
 from edgewise.protocol.operator import OperatorContext
 from edgewise.runtime.chance import SystemChance
@@ -69,6 +70,11 @@ class FakeHub:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     """("METHOD /path?query", decoded body)"""
     port: int = 0
+    git: GitHttp | None = None
+
+    async def push_or_fetch(self, request: Any) -> Any:
+        assert self.git is not None
+        return await self.git.answer(request)
 
     async def answer(self, call: Call[Any], method: str) -> Any:
         path = "/" + call.path["rest"]
@@ -145,6 +151,7 @@ def _server(certificates: Path) -> Iterator[FakeHub]:
             SystemClock(),
             SystemChance(),
             ListLog(),
+            [Mount("/git/", hub.push_or_fetch)],
         )
         await server.start(Listen(tls=tls))
         hub.port = server.port

@@ -1,11 +1,13 @@
 """Every verb that asks the hub: for people, for programs, and when it goes wrong."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgewise.backends.git.repository import GitRepository
 from edgewise.model.errors import (
     BadUsage,
     Conflict,
@@ -15,6 +17,7 @@ from edgewise.model.errors import (
     TryLater,
     Untrusted,
 )
+from edgewise.net.git_http import GitHttp, Push
 from edgewise.protocol import api
 from edgewise.protocol.audit import next_line
 from edgewise.protocol.report import AppStatus
@@ -266,12 +269,66 @@ def test_a_push_outside_a_clone_says_where_to_run_it(hub: Any, cli: Any, tmp_pat
     assert "clone of the fleet repo" in done.err
 
 
-def test_a_push_that_git_refuses_is_exit_code_4(hub: Any, cli: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def fleet_repo(hub: Any, tmp_path: Path) -> Path:
+    """The hub's own repository, which answers every push with one line."""
+    repository = GitRepository(tmp_path / "fleet.git")
+    asyncio.run(repository.ensure())
+
+    async def authorise(request: Any, writes: bool) -> str:
+        if request.peer.role != "user":
+            raise Forbidden(f"{request.peer} may not push")
+        return str(request.peer.id.name)
+
+    async def pushed(push: Push) -> tuple[str, ...]:
+        return (f"accepted from {push.user}",)
+
+    hub.git = GitHttp(repository.directory, authorise, pushed)
+    return repository.directory
+
+
+def test_a_push_goes_through_with_the_certificates_of_the_context(
+    hub: Any, cli: Any, fleet_repo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work = WorkTree(tmp_path / "work")
+    commit = work.commit({"a.yaml": "a: 1\n"})
+    done = cli("push", "--repo", str(work.path))
+    said = capfd.readouterr().err
+    assert done.code == 0, said
+    assert "remote: edgewise: accepted from ada" in said
+    assert done.out == f"pushed: main@{commit[:10]}\n"
+    assert (fleet_repo / "refs/heads/main").read_text().strip() == commit
+
+
+def test_a_push_that_git_refuses_is_exit_code_4(
+    hub: Any, cli: Any, fleet_repo: Path, tmp_path: Path
+) -> None:
     work = WorkTree(tmp_path / "work")
     work.commit({"a.yaml": "a: 1\n"})
+    assert cli("push", "--repo", str(work.path)).code == 0
+    work.git("commit", "--amend", "--quiet", "-m", "rewritten")
     done = cli("push", "--repo", str(work.path))
     assert done.code == 4
     assert "git push to https://127.0.0.1" in done.err
+
+
+def test_a_push_that_waits_follows_the_rollout_or_shows_the_mistakes(
+    hub: Any, cli: Any, fleet_repo: Path, tmp_path: Path
+) -> None:
+    import msgspec
+
+    work = WorkTree(tmp_path / "work")
+    commit = work.commit({"a.yaml": "a: 1\n"})
+    hub.answers[f"GET /v1/commits/{commit}"] = TRACE
+    hub.answers["GET /v1/rollouts/r1"] = ended("Succeeded")
+    done = cli("push", "--repo", str(work.path), "--wait")
+    assert done.code == 0, done.err
+    assert "Succeeded because" in done.out
+    bad = msgspec.structs.replace(TRACE, compiled=False, problems=(PROBLEM,), rollouts=())
+    hub.answers[f"GET /v1/commits/{commit}"] = bad
+    done = cli("push", "--repo", str(work.path), "--wait")
+    assert done.code == 4
+    assert "fleets/pos.yaml:7:3" in done.err
 
 
 def test_the_doctor_names_what_is_wrong_and_the_next_move(hub: Any, cli: Any) -> None:
