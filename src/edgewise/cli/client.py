@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -127,9 +127,11 @@ class Client:
         """DELETE ``path``."""
         self._call("DELETE", path, None)
 
-    def put(self, path: str, data: bytes) -> None:
-        """PUT raw bytes."""
-        self._call("PUT", path, data, "application/octet-stream")
+    def put_file(self, path: str, file: Path) -> None:
+        """PUT a file's bytes, streamed."""
+        with file.open("rb") as body:
+            length = os.fstat(body.fileno()).st_size
+            self._call("PUT", path, body, "application/octet-stream", length)
 
     def raw(self, path: str) -> tuple[bytes, Mapping[str, str]]:
         """GET bytes as they are, and the answer's headers in lower case."""
@@ -148,7 +150,7 @@ class Client:
 
     def events(self, path: str, kind: type[T]) -> Iterator[T]:
         """Server-sent events until the hub ends them."""
-        answer = self._send("GET", path, None)
+        answer = self._send("GET", path, None, {})
         try:
             while line := answer.readline(_MAX_EVENT):
                 if line.startswith(b"data: "):
@@ -169,9 +171,17 @@ class Client:
         return decode(data, kind, what=f"answer of {method} {path}", at_most=MAX_ANSWER)
 
     def _call(
-        self, method: str, path: str, body: bytes | None, content: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: bytes | IO[bytes] | None,
+        content: str = "application/json",
+        length: int | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        answer = self._send(method, path, body, content)
+        headers = {"Content-Type": content} if body else {}
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        answer = self._send(method, path, body, headers)
         try:
             data = answer.read(MAX_ANSWER + 1)
         except (OSError, http.client.HTTPException) as error:
@@ -180,9 +190,8 @@ class Client:
         return data, {name.lower(): value for name, value in answer.getheaders()}
 
     def _send(
-        self, method: str, path: str, body: bytes | None, content: str = "application/json"
+        self, method: str, path: str, body: bytes | IO[bytes] | None, headers: dict[str, str]
     ) -> http.client.HTTPResponse:
-        headers = {"Content-Type": content} if body else {}
         for fresh in (self._open is None, True):
             connection = self._connection()
             try:

@@ -32,6 +32,7 @@ VERBS = (
         "doctor", "doctor", "Check this machine and the hub; every finding has a next move.", _SEE
     ),
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
-    Verb("artifact", "artifact", "What can be put on nodes.", _FLEET),
+    Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
+    Verb("release", "release", "What exactly a release puts on nodes.", _FLEET),
     Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),
 )

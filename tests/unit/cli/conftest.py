@@ -78,7 +78,7 @@ class FakeHub:
 
     async def answer(self, call: Call[Any], method: str) -> Any:
         path = "/" + call.path["rest"]
-        body = json.loads(call.raw) if call.raw else None
+        body = (call.raw if method == "PUT" else json.loads(call.raw)) if call.raw else None
         query = "&".join(f"{k}={v}" for k, v in sorted(_plain(call.query).items()))
         self.calls.append((f"{method} {path}{'?' if query else ''}{query}", body))
         found = self.answers.get(
@@ -147,7 +147,7 @@ def _server(certificates: Path) -> Iterator[FakeHub]:
         tls.verify_mode = ssl.CERT_REQUIRED
         tls.load_cert_chain(certificates / "hub.pem", certificates / "hub.key")
         server = Server(
-            [route(method) for method in ("GET", "POST", "DELETE")],
+            [route(method) for method in ("GET", "POST", "PUT", "DELETE")],
             SystemClock(),
             SystemChance(),
             ListLog(),

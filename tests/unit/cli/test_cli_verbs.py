@@ -20,6 +20,7 @@ from edgewise.model.errors import (
 from edgewise.net.git_http import GitHttp, Push
 from edgewise.protocol import api
 from edgewise.protocol.audit import next_line
+from edgewise.protocol.content import PartRef, Release
 from edgewise.protocol.report import AppStatus
 from edgewise.testing.git import WorkTree
 
@@ -76,6 +77,8 @@ VERBS: list[tuple[list[str], str, Any, str]] = [
      api.Page((api.TokenLine("t1", "node", {}, "eu", NOW, 3, ("pos-1",)),)), "1/3"),
     (["artifact", "ls"], "GET /v1/artifacts",
      api.Page((api.ArtifactLine("hello", "1.0", ("linux/amd64",), 5_000_000),)), "5.0 MB"),
+    (["release", "show", "1" * 64], "GET /v1/releases/" + "1" * 64,
+     Release("pos", (PartRef("app", "hello", ("ring",), {"canary": "2" * 64}),)), "canary"),
     (["trace", "main"], "GET /v1/commits/main", TRACE, "1.2 kB instead of 56.0 MB"),
     (["audit"], "GET /v1/audit", api.Page((AUDIT, AUDIT2)), "node.hold"),
     (["audit", "verify"], "GET /v1/audit", api.Page((AUDIT, AUDIT2)), "verified: 2 lines"),

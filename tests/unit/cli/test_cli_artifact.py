@@ -1,0 +1,135 @@
+"""Artifacts: built without a hub, signed with a builder's key, sent without what is there."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tuf.api.metadata import Targets
+
+from edgewise.backends.tuf.repository import load_key
+from edgewise.delivery import trust
+from edgewise.protocol.api import Builds, MissingObjects
+from edgewise.protocol.codec import decode
+from edgewise.protocol.content import Artifact
+
+
+@pytest.fixture
+def dist(tmp_path: Path) -> Path:
+    folder = tmp_path / "dist"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "hello").write_text("#!/bin/sh\necho hello\n")
+    (folder / "same").write_text("twice")
+    (folder / "again").write_text("twice")
+    return folder
+
+
+@pytest.fixture
+def built(cli: Any, dist: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "built"
+    done = cli(
+        "artifact", "build", "hello", "1.0", "--tree", f"linux/amd64={dist}", "--out", str(out)
+    )
+    assert done.code == 0, done.err
+    return out
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_building_needs_no_hub_and_keeps_each_content_once(built: Path) -> None:
+    artifact = decode((built / "artifact.json").read_bytes(), Artifact, what="artifact")
+    assert artifact.trees["linux/amd64"].files == 3
+    assert {p.name for p in (built / "objects").iterdir()} == {
+        sha256("#!/bin/sh\necho hello\n"), sha256("twice"),
+    }  # fmt: skip
+    assert [p.name for p in (built / "trees").iterdir()] == [artifact.trees["linux/amd64"].sha256]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"name": "He llo"}, "not a DNS label"),
+        ({"version": "1/0"}, "cannot be part of"),
+        ({"tree": "dist"}, "is not like linux/amd64=dist"),
+        ({"tree": "amd64=."}, "is not like linux/amd64"),
+        ({"tree": "linux/amd64=/nowhere"}, "is not a directory"),
+    ],
+)
+def test_what_cannot_be_built_is_named(
+    cli: Any, dist: Path, tmp_path: Path, changed: dict[str, str], says: str
+) -> None:
+    line = {"name": "hello", "version": "1", "tree": f"linux/amd64={dist}", **changed}
+    done = cli(
+        "artifact", "build", line["name"], line["version"], "--tree", line["tree"],
+        "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.code == 2
+    assert says in done.err
+
+
+def test_publishing_sends_only_what_the_hub_lacks(hub: Any, cli: Any, built: Path) -> None:
+    hub.answers["GET /v1/builds"] = Builds(b"", (), "hub")
+    hub.answers["POST /v1/objects/missing"] = MissingObjects((sha256("twice"),))
+    hub.answers[f"PUT /v1/objects/{sha256('twice')}"] = None
+    hub.answers["POST /v1/builds"] = None
+    done = cli("artifact", "publish", str(built))
+    assert done.code == 0, done.err
+    assert done.out == "published: hello 1.0, 5 B of 26 B sent\n"
+    calls = dict(hub.calls)
+    assert len(calls["POST /v1/objects/missing"]["sha256"]) == 2
+    assert calls[f"PUT /v1/objects/{sha256('twice')}"] == b"twice"
+    upload = calls["POST /v1/builds"]
+    assert upload["metadata"] == ""
+    assert base64.b64decode(upload["documents"][-1]) == (built / "artifact.json").read_bytes()
+    assert len(upload["documents"]) == 2
+
+
+def test_a_builders_signature_goes_along_and_can_be_made_before(
+    hub: Any, cli: Any, built: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys" / "builder.pem"
+    identifier = cli("artifact", "key", str(file)).out.strip()
+    assert file.stat().st_mode & 0o077 == 0
+    assert cli("artifact", "key", str(file)).code == 2
+    hub.answers["GET /v1/builds"] = Builds(b"", (identifier,), "builder")
+    hub.answers["POST /v1/objects/missing"] = MissingObjects(())
+    hub.answers["POST /v1/builds"] = None
+    refused = cli("artifact", "publish", str(built))
+    assert refused.code == 4
+    assert "--key" in refused.err
+    assert cli("artifact", "sign", str(built), "--key", str(file)).code == 0
+    assert cli("artifact", "publish", str(built)).code == 0
+    sent = base64.b64decode(hub.calls[-1][1]["metadata"])
+    builds = trust.parse(sent, Targets, what="builds.json")
+    assert list(builds.signed.targets) == ["artifacts/hello/1.0.json"]
+    public = load_key(file).public_key
+    public.verify_signature(builds.signatures[public.keyid], builds.signed_bytes)
+
+
+def test_a_key_that_the_hub_does_not_know_signs_nothing(
+    hub: Any, cli: Any, built: Path, tmp_path: Path
+) -> None:
+    cli("artifact", "key", str(tmp_path / "other.pem"))
+    hub.answers["GET /v1/builds"] = Builds(b"", ("f" * 64,), "builder")
+    done = cli("artifact", "publish", str(built), "--key", str(tmp_path / "other.pem"))
+    assert done.code == 4
+    assert "does not know the key" in done.err
+    assert [call for call, _ in hub.calls] == ["GET /v1/builds"]
+
+
+def test_json_is_the_artifact_itself(cli: Any, dist: Path, tmp_path: Path) -> None:
+    done = cli(
+        "artifact", "build", "hello", "1.0", "--tree", f"linux/arm64={dist}",
+        "--out", str(tmp_path / "o"), "-o", "json",
+    )  # fmt: skip
+    assert done.json == json.loads((tmp_path / "o" / "artifact.json").read_text())
+
+
+def test_a_folder_that_is_no_artifact_is_not_published(hub: Any, cli: Any, tmp_path: Path) -> None:
+    done = cli("artifact", "publish", str(tmp_path))
+    assert done.code == 2
+    assert "is not a built artifact" in done.err
