@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, Protocol
+
+import msgspec
 
 from edgewise.model.rules import Gate
+from edgewise.protocol.api import HeldChange
 from edgewise.protocol.channel import Channel
+from edgewise.protocol.report import Observation, Receipt
+from edgewise.rollout.fleet import FleetState, Member, Proposal
+from edgewise.rollout.states import Course, Head, Moved, RolloutPlan, Row
 
 
 class Announcer(Protocol):
@@ -25,3 +34,147 @@ class GateCheck(Protocol):
 
     async def ask(self, gate: Gate) -> tuple[Literal["Pass", "Fail", "Inconclusive"], str]:
         """The answer and, in a sentence, why."""
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something that people want to know. Delivered at least once; ``id`` tells repeats."""
+
+    id: str
+    at: datetime
+    event: Literal["RolloutPaused", "RolloutFailed", "RolloutWaits", "RolloutEnded"]
+    fleet: str
+    rollout: str
+    text: str
+
+
+class Notices(Protocol):
+    """Takes notices to people. Idempotent by ``Notice.id``."""
+
+    async def notify(self, notice: Notice) -> None: ...
+
+
+RECEIPTS_PER_NODE: Final = 200
+"""Receipts kept for each node; the oldest go first."""
+ROLLOUTS_KEPT: Final = 100
+"""Ended rollouts kept for each fleet, with their rows and logs."""
+LOG_LINES: Final = 2000
+"""Log lines read back for one rollout; the newest win."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A rollout as it was saved, without its rows."""
+
+    plan: RolloutPlan
+    head: Head
+    course: Course
+    ended: datetime | None
+
+
+@dataclass(slots=True)
+class Change:
+    """What one decision writes, in one transaction: state, and what is still to be done."""
+
+    fleets: dict[str, FleetState] = field(default_factory=dict)
+    members: dict[str, dict[str, Member]] = field(default_factory=dict)
+    """Fleet to node name to member; only those that changed."""
+    proposals: list[Proposal] = field(default_factory=list)
+    """Kept by (fleet, release)."""
+    plans: list[RolloutPlan] = field(default_factory=list)
+    """New or edited ones."""
+    heads: dict[str, tuple[Head, Course, datetime | None]] = field(default_factory=dict)
+    """Rollout id to where it stands and when it ended; its plan is saved, now or before."""
+    rows: dict[str, Mapping[int, Row]] = field(default_factory=dict)
+    """Rollout id to the rows that changed."""
+    log: dict[str, Sequence[Moved]] = field(default_factory=dict)
+    """Rollout id to new lines."""
+    announce: dict[str, Channel] = field(default_factory=dict)
+    """Fleet to the channel to announce: replaces one that is still to be done."""
+    notices: list[Notice] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    held: list[HeldChange] = field(default_factory=list)
+    unheld: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Effects that were decided and not yet performed."""
+
+    announce: Mapping[str, Channel]
+    notices: tuple[Notice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything a hub needs to go on where it was."""
+
+    fleets: Mapping[str, FleetState]
+    members: Mapping[str, Mapping[str, Member]]
+    proposals: tuple[Proposal, ...]
+    running: tuple[Saved, ...]
+    """Rollouts that have not ended."""
+    held: tuple[HeldChange, ...]
+    undone: Undone
+
+
+class RolloutStore(Protocol):
+    """Implementations: backends.sqlite.rollouts, testing.rollouts."""
+
+    async def load(self) -> Loaded: ...
+
+    async def commit(self, change: Change) -> None:
+        """All of it in one transaction, or nothing. Receipts repeated by (node, sequence)
+        are ignored; of one node the newest RECEIPTS_PER_NODE are kept."""
+
+    async def announced(self, channel: Channel) -> None:
+        """This channel is out. Changes nothing when a newer one is waiting."""
+
+    async def notified(self, notice: str) -> None:
+        """The notice with this id is delivered. Idempotent."""
+
+    async def rows(self, rollout: str) -> Mapping[int, Row]:
+        """The rows of a rollout that were ever put; others are as planned."""
+
+    async def rollouts(
+        self, fleet: str = "", *, limit: int = 100, after: str = ""
+    ) -> tuple[Saved, ...]:
+        """Newest first; ``after`` is the id of the last one of the previous page."""
+
+    async def rollout(self, identifier: str) -> Saved | None: ...
+    async def log(self, rollout: str) -> tuple[Moved, ...]:
+        """Oldest first, at most LOG_LINES."""
+
+    async def receipts(self, node: str, *, limit: int = 50) -> tuple[Receipt, ...]:
+        """Newest first."""
+
+    async def receipts_for(self, releases: Sequence[str]) -> tuple[Receipt, ...]:
+        """The newest receipt of each node about one of these releases, by node name."""
+
+    async def drop_proposals(self, fleet: str, keep: Sequence[str]) -> None:
+        """Forget the proposals of all other releases of this fleet."""
+
+    async def forget(self, node: str) -> None:
+        """Its receipts go: another machine may take the name and count from 1 again."""
+
+
+class NodeSeen(msgspec.Struct, frozen=True):
+    """When a node was last heard, what it said and through whom."""
+
+    node: str
+    heard: datetime
+    observation: Observation | None = None
+    via: str = ""
+
+
+class NodeStates(Protocol):
+    """Last contact and observation of every node; its own table, written in batches.
+
+    Implementations: backends.sqlite.rollouts, testing.rollouts.
+    """
+
+    async def save(self, seen: Sequence[NodeSeen]) -> None:
+        """Upsert all in one transaction. Without an observation the old one stays; an
+        older ``heard`` never replaces a newer one."""
+
+    async def all(self) -> tuple[NodeSeen, ...]: ...
+    async def forget(self, node: str) -> None: ...
