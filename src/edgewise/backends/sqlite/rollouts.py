@@ -59,7 +59,7 @@ class SqliteRollouts:
 
     async def announced(self, channel: Channel) -> None:
         await self._execute(
-            "DELETE FROM announcements WHERE fleet = ? AND sequence <= ?",
+            "DELETE FROM rollout_announcements WHERE fleet = ? AND sequence <= ?",
             (channel.fleet, channel.sequence),
         )
 
@@ -92,13 +92,13 @@ class SqliteRollouts:
         return tuple(_moved.decode(r["body"]) for r in reversed(found))
 
     async def receipts(self, node: str, *, limit: int = 50) -> tuple[Receipt, ...]:
-        query = "SELECT body FROM receipts WHERE node = ? ORDER BY sequence DESC LIMIT ?"
+        query = "SELECT body FROM rollout_receipts WHERE node = ? ORDER BY sequence DESC LIMIT ?"
         return tuple(_receipt.decode(r["body"]) for r in await self._all(query, (node, limit)))
 
     async def receipts_for(self, releases: Sequence[str]) -> tuple[Receipt, ...]:
         marks = ",".join("?" * len(releases))
         query = (
-            f"SELECT body, node, max(sequence) FROM receipts WHERE release IN ({marks}) "
+            f"SELECT body, node, max(sequence) FROM rollout_receipts WHERE release IN ({marks}) "
             "GROUP BY node ORDER BY node"
         )
         found = await self._all(query, tuple(releases))
@@ -107,11 +107,12 @@ class SqliteRollouts:
     async def drop_proposals(self, fleet: str, keep: Sequence[str]) -> None:
         marks = ",".join("?" * len(keep))
         await self._execute(
-            f"DELETE FROM proposals WHERE fleet = ? AND release NOT IN ({marks})", (fleet, *keep)
+            f"DELETE FROM rollout_proposals WHERE fleet = ? AND release NOT IN ({marks})",
+            (fleet, *keep),
         )
 
     async def forget(self, node: str) -> None:
-        await self._execute("DELETE FROM receipts WHERE node = ?", (node,))
+        await self._execute("DELETE FROM rollout_receipts WHERE node = ?", (node,))
 
     async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
         await self._database.run(lambda db: db.execute(statement, values))
@@ -122,16 +123,20 @@ class SqliteRollouts:
 
 def _load(db: sqlite3.Connection) -> Loaded:
     members: dict[str, dict[str, Member]] = {}
-    for r in db.execute("SELECT * FROM fleet_members"):
+    for r in db.execute("SELECT * FROM rollout_members"):
         members.setdefault(r["fleet"], {})[r["node"]] = _member.decode(r["body"])
     running = db.execute("SELECT * FROM rollouts WHERE ended IS NULL AND head IS NOT NULL")
-    held = db.execute("SELECT body FROM held_changes ORDER BY number")
-    waiting = db.execute("SELECT * FROM announcements")
+    held = db.execute("SELECT body FROM rollout_held_changes ORDER BY number")
+    waiting = db.execute("SELECT * FROM rollout_announcements")
     notices = db.execute("SELECT body FROM rollout_notices ORDER BY number")
     return Loaded(
-        fleets={r["name"]: _fleet.decode(r["body"]) for r in db.execute("SELECT * FROM fleets")},
+        fleets={
+            r["name"]: _fleet.decode(r["body"]) for r in db.execute("SELECT * FROM rollout_fleets")
+        },
         members=members,
-        proposals=tuple(_proposal.decode(r["body"]) for r in db.execute("SELECT * FROM proposals")),
+        proposals=tuple(
+            _proposal.decode(r["body"]) for r in db.execute("SELECT * FROM rollout_proposals")
+        ),
         running=tuple(_saved(r) for r in running),
         held=tuple(_held.decode(r["body"]) for r in held),
         undone=Undone(
@@ -149,18 +154,19 @@ def _saved(row: sqlite3.Row) -> Saved:
 
 def _commit(db: sqlite3.Connection, change: Change) -> None:
     for name, state in change.fleets.items():
-        db.execute("INSERT OR REPLACE INTO fleets VALUES (?, ?)", (name, encode(state)))
+        db.execute("INSERT OR REPLACE INTO rollout_fleets VALUES (?, ?)", (name, encode(state)))
     for fleet, members in change.members.items():
         rows = [(fleet, node, encode(m)) for node, m in members.items()]
-        db.executemany("INSERT OR REPLACE INTO fleet_members VALUES (?, ?, ?)", rows)
+        db.executemany("INSERT OR REPLACE INTO rollout_members VALUES (?, ?, ?)", rows)
     for p in change.proposals:
         db.execute(
-            "INSERT OR REPLACE INTO proposals VALUES (?, ?, ?)", (p.fleet, p.release, encode(p))
+            "INSERT OR REPLACE INTO rollout_proposals VALUES (?, ?, ?)",
+            (p.fleet, p.release, encode(p)),
         )
     _commit_rollouts(db, change)
     for fleet, channel in change.announce.items():
         db.execute(
-            "INSERT OR REPLACE INTO announcements VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO rollout_announcements VALUES (?, ?, ?)",
             (fleet, channel.sequence, encode(channel)),
         )
     notices = [(n.id, encode(n)) for n in change.notices]
@@ -168,10 +174,10 @@ def _commit(db: sqlite3.Connection, change: Change) -> None:
     _commit_receipts(db, change.receipts)
     for held in change.held:
         db.execute(
-            "INSERT OR REPLACE INTO held_changes (id, body) VALUES (?, ?)",
+            "INSERT OR REPLACE INTO rollout_held_changes (id, body) VALUES (?, ?)",
             (held.id, encode(held)),
         )
-    db.executemany("DELETE FROM held_changes WHERE id = ?", [(i,) for i in change.unheld])
+    db.executemany("DELETE FROM rollout_held_changes WHERE id = ?", [(i,) for i in change.unheld])
 
 
 def _commit_rollouts(db: sqlite3.Connection, change: Change) -> None:
@@ -216,11 +222,11 @@ def _prune_rollouts(db: sqlite3.Connection, identifier: str) -> None:
 
 def _commit_receipts(db: sqlite3.Connection, receipts: Sequence[Receipt]) -> None:
     db.executemany(
-        "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO rollout_receipts VALUES (?, ?, ?, ?)",
         [(r.node, r.sequence, r.release, encode(r)) for r in receipts],
     )
     prune = (
-        "DELETE FROM receipts WHERE node = ?1 AND sequence <= (SELECT sequence FROM receipts "
+        "DELETE FROM rollout_receipts WHERE node = ?1 AND sequence <= (SELECT sequence FROM rollout_receipts "
         "WHERE node = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)"
     )
     db.executemany(prune, [(node, RECEIPTS_PER_NODE) for node in {r.node for r in receipts}])
@@ -234,10 +240,10 @@ class SqliteNodeStates:
 
     async def save(self, seen: Sequence[NodeSeen]) -> None:
         statement = (
-            "INSERT INTO node_states VALUES (?, ?, ?, ?) ON CONFLICT (node) DO UPDATE SET "
+            "INSERT INTO rollout_node_states VALUES (?, ?, ?, ?) ON CONFLICT (node) DO UPDATE SET "
             "heard = excluded.heard, via = excluded.via, "
             "observation = coalesce(excluded.observation, observation) "
-            "WHERE excluded.heard >= node_states.heard"
+            "WHERE excluded.heard >= rollout_node_states.heard"
         )
         rows = [
             (s.node, s.heard.timestamp(), s.via, encode(s.observation) if s.observation else None)
@@ -246,7 +252,7 @@ class SqliteNodeStates:
         await self._database.run(lambda db: db.executemany(statement, rows))
 
     async def all(self) -> tuple[NodeSeen, ...]:
-        query = "SELECT * FROM node_states ORDER BY node"
+        query = "SELECT * FROM rollout_node_states ORDER BY node"
         found = await self._database.run(lambda db: db.execute(query).fetchall())
         return tuple(
             NodeSeen(
@@ -259,7 +265,7 @@ class SqliteNodeStates:
         )
 
     async def forget(self, node: str) -> None:
-        statement = "DELETE FROM node_states WHERE node = ?"
+        statement = "DELETE FROM rollout_node_states WHERE node = ?"
         await self._database.run(lambda db: db.execute(statement, (node,)))
 
 
