@@ -196,7 +196,7 @@ def test_the_laws_hold_whatever_happens(made, away, events):
 def test_the_interesting_states_are_reached_by_such_events(state):
     chance, found = random.Random(1), Counter()
     usual = ["good"] * 30 + ["Pass", "Pass", "approve", "resume", "back", "back"]
-    rare = ["bad", "stuck", "unback", "abort", "pause", "Inconclusive", "supersede"]
+    rare = ["bad", "stuck", "abort", "pause", "Inconclusive", "supersede", *["unback"] * 6]
     for _ in range(150):
         rules = {"max_unavailable": chance.choice([None, Share(count=2)])}
         stages = (
@@ -208,7 +208,7 @@ def test_the_interesting_states_are_reached_by_such_events(state):
         found[play.head] += 1
         play.online(*range(NODES))
         for _ in range(80):
-            what = chance.choice(rare if chance.random() < 0.04 else usual)
+            what = chance.choice(rare if chance.random() < 0.08 else usual)
             gate = what in ("Pass", "Inconclusive")
             happen(play, (what, 0 if gate else chance.randrange(NODES)))
             if chance.random() < 0.3:

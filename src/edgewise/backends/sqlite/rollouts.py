@@ -227,7 +227,8 @@ def _commit_receipts(db: sqlite3.Connection, receipts: Sequence[Receipt]) -> Non
     )
     prune = (
         "DELETE FROM rollout_receipts WHERE node = ?1 AND sequence <= "
-        "(SELECT sequence FROM rollout_receipts WHERE node = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)"
+        "(SELECT sequence FROM rollout_receipts "
+        "WHERE node = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)"
     )
     db.executemany(prune, [(node, RECEIPTS_PER_NODE) for node in {r.node for r in receipts}])
 
