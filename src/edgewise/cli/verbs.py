@@ -34,5 +34,6 @@ VERBS = (
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What exactly a release puts on nodes.", _FLEET),
+    Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
     Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),
 )

@@ -22,6 +22,8 @@ class OperatorContext(msgspec.Struct, frozen=True, omit_defaults=True):
     roots: str = "roots.pem"
     hub_id: str = ""
     """The hub's SPIFFE ID; empty: ``spiffe://hub.<organisation>/hub``."""
+    age_recipient: str = ""
+    """``age1...``: secrets in the fleet repo are encrypted to it (`edgewise secret seal`)."""
     data: str = ""
     """The hub's data directory when it is on this machine; for `edgewise doctor`."""
 
