@@ -96,3 +96,6 @@ class RelayAcknowledged(msgspec.Struct, frozen=True):
     """Per node, the last receipt that the hub has stored."""
 
     receipts: dict[str, int] = {}
+    refused: dict[str, tuple[int, ...]] = {}
+    """Per node, receipts of the batch that the hub will never take (wrong signature, unknown
+    key): audited there, and not worth sending again."""

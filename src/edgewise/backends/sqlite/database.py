@@ -31,8 +31,10 @@ class Database:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path) -> Database:
+    def open(cls, path: Path, *, migrations: str = "migrations") -> Database:
         """Open or create, migrate, and lock against other processes.
+
+        ``migrations`` is a folder of numbered .sql files beside this module.
 
         Raises NeedsPerson when another process has it, or a newer Edgewise wrote it.
         """
@@ -48,7 +50,7 @@ class Database:
             ) from error
         writer = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         try:
-            connection = writer.submit(_connect, path).result()
+            connection = writer.submit(_connect, path, migrations).result()
         except BaseException:
             writer.shutdown()
             os.close(lock)
@@ -72,20 +74,20 @@ class Database:
         os.close(self._lock)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, migrations: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
-    _migrate(connection, path)
+    _migrate(connection, path, migrations)
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: str) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
     done = {row["name"] for row in connection.execute("SELECT name FROM migrations")}
-    folder = resources.files("edgewise.backends.sqlite") / "migrations"
+    folder = resources.files("edgewise.backends.sqlite") / migrations
     known = {item.name: item for item in folder.iterdir() if item.name.endswith(".sql")}
     if newer := sorted(done - set(known)):
         raise NeedsPerson(

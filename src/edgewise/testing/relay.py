@@ -1,0 +1,128 @@
+"""A relay's surroundings: a memory that survives restarts, a hub that does as told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from edgewise.model.errors import TryLater
+from edgewise.protocol.channel import Signed
+from edgewise.protocol.codec import decode
+from edgewise.protocol.report import Receipt
+from edgewise.protocol.sync import (
+    NodeReport,
+    RelayAcknowledged,
+    RelayNews,
+    RelayReport,
+    RelaySync,
+)
+from edgewise.rollout.fanin import KeptReceipt, ReceiptName, Settled
+from edgewise.rollout.fanout import Known, Learnt, restored
+from edgewise.rollout.relay_ports import HubLine, RelayMemory, Sleepers
+
+
+class MemoryOfRelay:
+    """Stands for the relay's disk: hand the same one to a restarted relay."""
+
+    def __init__(self) -> None:
+        self.observed: dict[str, NodeReport] = {}
+        self.receipts: dict[ReceiptName, KeptReceipt] = {}
+        self.metadata: dict[str, bytes] = {}
+        self.records: dict[str, Signed] = {}
+        self.gone: frozenset[str] = frozenset()
+        self.cursor = 0
+
+    async def keep(self, heard: Sequence[NodeReport], receipts: Sequence[KeptReceipt]) -> None:
+        for report in heard:
+            before = self.observed.get(report.node)
+            if report.observation is not None and (before is None or before.heard <= report.heard):
+                self.observed[report.node] = NodeReport(
+                    report.node, report.heard, report.observation
+                )
+        for receipt in receipts:
+            self.receipts.setdefault(receipt.name, receipt)
+
+    async def waiting(self) -> tuple[tuple[NodeReport, ...], tuple[KeptReceipt, ...]]:
+        return tuple(self.observed.values()), tuple(self.receipts.values())
+
+    async def drop(self, settled: Settled) -> None:
+        for name in settled.receipts:
+            self.receipts.pop(name, None)
+        for node, heard in settled.observations:
+            kept = self.observed.get(node)
+            if kept is not None and kept.heard <= heard:
+                del self.observed[node]
+
+    async def learn(self, change: Learnt) -> None:
+        for name in change.dropped:
+            self.metadata.pop(name, None)
+        self.metadata.update(change.metadata)
+        self.records.update(change.records)
+        self.gone = change.gone
+        self.cursor = change.cursor
+
+    async def known(self) -> Known:
+        return restored(self.metadata, self.records, self.gone, self.cursor)
+
+
+class ScriptedHub:
+    """``news`` are handed out in order, one a poll; ``away`` makes it unreachable."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.news: asyncio.Queue[RelayNews] = asyncio.Queue()
+        self.polls: list[RelaySync] = []
+        self.reports: list[NodeReport] = []
+        self.tries = 0
+        """How often anybody tried to reach it."""
+        self.batches: list[int] = []
+        """Reports in each batch."""
+        self.refuses: dict[str, tuple[int, ...]] = {}
+
+    async def sync(self, request: RelaySync) -> RelayNews | None:
+        self._reach()
+        self.polls.append(request)
+        return await self.news.get()
+
+    async def report(self, report: RelayReport) -> RelayAcknowledged:
+        self._reach()
+        self.reports.extend(report.reports)
+        self.batches.append(len(report.reports))
+        last = {
+            said.node: max(receipt_sequence(signed) for signed in said.receipts)
+            for said in report.reports
+            if said.receipts
+        }
+        return RelayAcknowledged(last, self.refuses)
+
+    def _reach(self) -> None:
+        self.tries += 1
+        if self.away:
+            raise TryLater("the hub does not answer")
+
+    def heard_of(self, node: str) -> datetime | None:
+        """When the newest report says that the node was heard."""
+        return max((r.heard for r in self.reports if r.node == node), default=None)
+
+
+class WokenNodes:
+    """Remembers who was woken."""
+
+    def __init__(self) -> None:
+        self.woken: list[frozenset[str]] = []
+
+    def wake(self, names: Iterable[str]) -> int:
+        self.woken.append(frozenset(names))
+        return len(self.woken[-1])
+
+
+def receipt_sequence(signed: Signed) -> int:
+    """The number of a receipt, as the hub reads it."""
+    return decode(signed.payload, Receipt, what="receipt").sequence
+
+
+def _meets_its_port(
+    memory: MemoryOfRelay, hub: ScriptedHub, sleepers: WokenNodes
+) -> tuple[RelayMemory, HubLine, Sleepers]:
+    return memory, hub, sleepers
