@@ -40,6 +40,9 @@ class Table:
         self._is_ready: set[int] = set()
         self._ready_of: dict[int, int] = {}
         self._parked: dict[str, list[int]] = {}
+        self._freed: set[str] = set()
+        """Groups where a node is up again since the budget was last looked at."""
+        self._allowed: Share | None = None
         self._timers: list[tuple[datetime, int]] = []
         self._wave = bytearray()
         self._waiting_back = bytearray()
@@ -83,6 +86,8 @@ class Table:
         if self._is_down(index, row):
             group = self.planned[index].group
             self._down[group] = self._down.get(group, 0) + by
+            if by < 0:
+                self._freed.add(group)
 
     def members(self, stage: int) -> list[int]:
         """Indexes of the nodes of ``stage``, in order."""
@@ -119,6 +124,7 @@ class Table:
         (self.unhealthy.add if unhealthy else self.unhealthy.discard)(index)
         if was != self._is_down(index, row):
             self._down[group] = self._down.get(group, 0) + (1 if unhealthy else -1)
+            self._freed.add(group)  # a sick node may itself be repaired
 
     def _is_down(self, index: int, row: Row) -> bool:
         """Unavailable because of us: at work, silent since, failed where it stands, or sick.
@@ -184,8 +190,10 @@ class Table:
             yield index
 
     def _unpark(self, allowed: Share | None) -> None:
-        for group in [g for g in self._parked if self._has_room(g, allowed)]:
-            for index in self._parked.pop(group):
+        groups = self._freed if allowed == self._allowed else set(self._parked)
+        self._freed, self._allowed = set(), allowed
+        for group in groups:
+            for index in self._parked.pop(group, ()):
                 heapq.heappush(self._ready, index)
 
     def _has_room(self, group: str, allowed: Share | None) -> bool:

@@ -120,8 +120,9 @@ def _take(draft: Draft, event: Event) -> None:
             draft.course = _replace(draft.course, grace_until=draft.now + wait)
             if isinstance(draft.head, Baking):  # questions asked before are lost
                 gates = tuple(_replace(g, asked=None) for g in draft.head.gates)
-                # Nobody watched meanwhile: the nodes get time to say how they are.
-                until = max(draft.head.until, draft.now + wait)
+                # It ended while nobody watched: the nodes get time to say how they are.
+                over = draft.head.until <= draft.now
+                until = draft.now + wait if over else draft.head.until
                 draft.head = _replace(draft.head, gates=gates, until=until)
         case Left(index):
             evidence.leave(draft, index, "left the fleet", "Skipped")
