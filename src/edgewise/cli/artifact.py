@@ -1,12 +1,14 @@
 """``edgewise artifact``: key, build, sign, publish, ls.
 
-A built artifact is a folder: ``artifact.json``, ``trees/<sha256>`` (manifests),
-``objects/<sha256>`` (file contents) and, once signed, ``builds.json``. It can be built and
-signed on a machine that never sees the hub, and published from another.
+Built artifacts lie in a folder: ``artifacts/NAME/VERSION.json``, ``trees/<sha256>``
+(manifests), ``objects/<sha256>`` (file contents, each once) and, once signed,
+``artifacts/NAME/VERSION.builds.json``. The folder can be carried: an artifact can be built on
+one machine and published from another.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
-Built = Annotated[Path, typer.Argument(help="Folder that `artifact build` wrote.")]
+Name = Annotated[str, typer.Argument(help="Name of the artifact.")]
+Version = Annotated[str, typer.Argument(help="Its version.")]
+From = Annotated[
+    Path, typer.Option("--from", help="Folder that `artifact build` wrote.", show_default=False)
+]
+BUILT = Path("~/.edgewise/built")
 _ASKED_AT_ONCE = 1000
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 @app.command("ls", help="Published artifacts.")
@@ -64,15 +72,18 @@ def key(
     session.note(f"kept in {file}, readable by you only; make a copy that is offline")
 
 
-@app.command("build", help="Make an artifact of directories, one for each platform.")
-def build(
+@app.command("build", help="Make an artifact of a directory, or of one for each platform.")
+def build(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the artifact.")],
-    version: Annotated[str, typer.Argument(help="Its version; published ones never change.")],
-    tree: Annotated[
-        list[str], typer.Option(help="PLATFORM=DIRECTORY: linux/amd64=dist/amd64; repeat for more.")
+    directory: Annotated[
+        list[str], typer.Argument(help="DIRECTORY, or PLATFORM=DIRECTORY for each platform.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; default NAME-VERSION.")] = Path(),
+    name: Annotated[str, typer.Option(help="Name of the artifact.")],
+    version: Annotated[str, typer.Option(help="Its version; published ones never change.")],
+    platform: Annotated[
+        list[str] | None, typer.Option(help="For a single DIRECTORY; default: this machine's.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)] = BUILT,
     built_from: Annotated[str, typer.Option(help="Commit or pipeline, shown to people.")] = "",
 ) -> None:
     from edgewise.model.names import is_name
@@ -82,83 +93,114 @@ def build(
     session = Session.of(ctx)
     if not is_name(name):
         raise BadUsage(f"artifact name {name!r} is not a DNS label (a-z, 0-9, '-')")
-    if not version or len(version) > 128 or set(version) & set("/\\ \n"):
+    if not _VERSION.fullmatch(version):
         raise BadUsage(f"version {version!r} cannot be part of {artifact_target(name, 'VERSION')}")
-    folder = out if out != Path() else Path(f"{name}-{version}")
-    if folder.exists() and any(folder.iterdir()):
-        raise BadUsage(f"{folder} is not empty", hint="remove it, or name another with --out")
-    sources = _sources(tree)
-    trees = {platform: _collect(source, folder) for platform, source in sources.items()}
+    folder = to.expanduser()
+    sources = _sources(directory, platform or [])
+    collected: dict[Path, TreeRef] = {}
+    for source in sources.values():
+        if source not in collected:
+            collected[source] = _collect(source, folder)
+    trees = {one: collected[source] for one, source in sources.items()}
     artifact = Artifact(name, version, trees, built_from)
-    (folder / "artifact.json").write_bytes(encode(artifact))
+    document = _document(folder, name, version)
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_bytes(encode(artifact))
+    document.with_suffix(".builds.json").unlink(missing_ok=True)
     if session.as_json:
         session.json(artifact)
         return
-    for platform, ref in trees.items():
-        typer.echo(f"{platform}: {ref.files} files, {size(ref.size)}, tree {ref.sha256[:12]}")
-    session.note(f"  next: edgewise artifact publish {folder}")
+    for one, ref in trees.items():
+        typer.echo(f"{one}: {ref.files} files, {size(ref.size)}, tree {ref.sha256[:12]}")
+    session.note(f"  next: edgewise artifact publish {name} {version}")
 
 
 @app.command("sign", help="Sign a built artifact with a builder's key, for `publish` later.")
 def sign(
     ctx: typer.Context,
-    built: Built,
+    name: Name,
+    version: Version,
     key: Annotated[Path, typer.Option(help="Of `artifact key`.")],
+    built: From = BUILT,
 ) -> None:
     from edgewise.protocol.api import Builds
+    from edgewise.protocol.content import artifact_target
 
     session = Session.of(ctx)
-    artifact = _read(built)
+    document = _document(built.expanduser(), name, version)
+    add = {artifact_target(name, version): _bytes(document)}
     current = session.client().get("/v1/builds", Builds)
-    (built / "builds.json").write_bytes(_signed(current, {_target(artifact): _bytes(built)}, key))
-    session.done(f"signed: {artifact.name} {artifact.version}")
+    document.with_suffix(".builds.json").write_bytes(_signed(current, add, key))
+    session.done(f"signed: {name} {version}")
     session.note("publish it before another build is: it is the successor of what is there now")
 
 
 @app.command("publish", help="Send a built artifact to the hub: what it lacks, then the name.")
 def publish(
     ctx: typer.Context,
-    built: Built,
+    name: Name,
+    version: Version,
+    built: From = BUILT,
     key: Annotated[
         Path | None, typer.Option(help="Sign with this builder's key (trust: builder).")
     ] = None,
 ) -> None:
     from edgewise.protocol.api import Builds, BuildsUpload
+    from edgewise.protocol.content import artifact_target
 
     session = Session.of(ctx)
+    folder = built.expanduser()
+    document = _document(folder, name, version)
+    data = _bytes(document)
+    artifact = _read(data, document)
+    signature = document.with_suffix(".builds.json")
     client = session.client()
-    artifact = _read(built)
     current = client.get("/v1/builds", Builds)
     metadata = b""
     if key is not None:
-        metadata = _signed(current, {_target(artifact): _bytes(built)}, key)
-    elif (built / "builds.json").exists():
-        metadata = (built / "builds.json").read_bytes()
+        metadata = _signed(current, {artifact_target(name, version): data}, key)
+    elif signature.exists():
+        metadata = signature.read_bytes()
     elif current.trust == "builder":
         raise NeedsPerson(
             "this hub takes only what a builder signed (trust: builder)",
             hint="publish with --key FILE, or `edgewise artifact sign` first",
         )
-    sent, total = _send_objects(session, client, built)
-    manifests = tuple(path.read_bytes() for path in sorted((built / "trees").iterdir()))
-    client.command("/v1/builds", BuildsUpload(metadata, (*manifests, _bytes(built))))
-    session.done(
-        f"published: {artifact.name} {artifact.version}, {size(sent)} of {size(total)} sent"
-    )
+    digests = sorted({ref.sha256 for ref in artifact.trees.values()})
+    sent, total = _send_objects(session, client, folder, digests)
+    client.command("/v1/builds", BuildsUpload(metadata, (data,)))
+    session.done(f"published: {name} {version}, {size(sent)} of {size(total)} sent")
 
 
-def _sources(given: list[str]) -> dict[str, Path]:
+def _document(folder: Path, name: str, version: str) -> Path:
+    from edgewise.protocol.content import artifact_target
+
+    if not _VERSION.fullmatch(version) or not _VERSION.fullmatch(name):
+        raise BadUsage(f"{name} {version} does not name an artifact")
+    return folder / artifact_target(name, version)
+
+
+def _sources(given: list[str], platforms: list[str]) -> dict[str, Path]:
+    """Platform to directory."""
+    import platform as machine
+
     from edgewise.model.names import Platform
 
-    found = {}
-    for one in given:
-        platform, equals, directory = one.partition("=")
-        if not equals or not directory:
-            raise BadUsage(f"--tree {one!r} is not like linux/amd64=dist/amd64")
-        try:
-            found[Platform(platform).value] = Path(directory)
-        except ValueError as error:
-            raise BadUsage(f"--tree: {error}") from error
+    found: dict[str, Path] = {}
+    try:
+        if len(given) == 1 and "=" not in given[0]:
+            own = Platform.of_machine(machine.system(), machine.machine()).value
+            return {Platform(one).value: Path(given[0]) for one in platforms or [own]}
+        for one in given:
+            name, equals, directory = one.partition("=")
+            if not equals or not directory or platforms:
+                raise BadUsage(
+                    f"{one!r} is not like linux/amd64=dist/amd64",
+                    hint="name one DIRECTORY with --platform, or PLATFORM=DIRECTORY for each",
+                )
+            found[Platform(name).value] = Path(directory)
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
     return found
 
 
@@ -190,26 +232,20 @@ def _collect(source: Path, folder: Path) -> TreeRef:
     return ref
 
 
-def _read(built: Path) -> Artifact:
+def _read(data: bytes, document: Path) -> Artifact:
     from edgewise.protocol.codec import decode
     from edgewise.protocol.content import Artifact
 
-    return decode(_bytes(built), Artifact, what=f"{built}/artifact.json")
+    return decode(data, Artifact, what=str(document))
 
 
-def _bytes(built: Path) -> bytes:
+def _bytes(file: Path) -> bytes:
     try:
-        return (built / "artifact.json").read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise BadUsage(
-            f"{built} is not a built artifact: {error.strerror}", hint="`edgewise artifact build`"
+            f"{file} cannot be read: {error.strerror}", hint="`edgewise artifact build` writes it"
         ) from error
-
-
-def _target(artifact: Artifact) -> str:
-    from edgewise.protocol.content import artifact_target
-
-    return artifact_target(artifact.name, artifact.version)
 
 
 def _signed(current: Builds, add: dict[str, bytes], file: Path) -> bytes:
@@ -237,12 +273,29 @@ def _signed(current: Builds, add: dict[str, bytes], file: Path) -> bytes:
     return trust.serialise(trust.signed(successor, [signer]))
 
 
-def _send_objects(session: Session, client: Client, built: Path) -> tuple[int, int]:
-    """Bytes sent and bytes in all; the hub is asked first which contents it lacks."""
+def _send_objects(
+    session: Session, client: Client, folder: Path, trees: list[str]
+) -> tuple[int, int]:
+    """Bytes sent and bytes in all, of contents and manifests. The hub is asked first which
+    of them it lacks."""
+    from edgewise.protocol import limits
     from edgewise.protocol.api import MissingObjects
+    from edgewise.protocol.codec import decode
+    from edgewise.protocol.content import Tree
 
-    paths = sorted((built / "objects").iterdir())
-    sizes = {path.name: path.stat().st_size for path in paths}
+    files: dict[str, Path] = {}
+    for sha256 in trees:
+        manifest = folder / "trees" / sha256
+        tree = decode(_bytes(manifest), Tree, what=str(manifest), at_most=limits.TREE)
+        contents = {entry.sha256 for entry in tree.entries if entry.kind == "file"}
+        files |= {one: folder / "objects" / one for one in contents}
+        files[sha256] = manifest
+    try:
+        sizes = {one: file.stat().st_size for one, file in sorted(files.items())}
+    except OSError as error:
+        raise BadUsage(
+            f"{error.filename} is not there any more", hint="build the artifact again"
+        ) from error
     missing: list[str] = []
     names = list(sizes)
     for at in range(0, len(names), _ASKED_AT_ONCE):
@@ -251,6 +304,6 @@ def _send_objects(session: Session, client: Client, built: Path) -> tuple[int, i
     sent = 0
     for number, name in enumerate(missing, 1):
         session.note(f"sending {number} of {len(missing)}: {name[:12]} ({size(sizes[name])})")
-        client.put_file(f"/v1/objects/{name}", built / "objects" / name)
+        client.put_file(f"/v1/objects/{name}", files[name])
         sent += sizes[name]
     return sent, sum(sizes.values())

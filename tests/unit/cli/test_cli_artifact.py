@@ -30,8 +30,9 @@ def dist(tmp_path: Path) -> Path:
 def built(cli: Any, dist: Path, tmp_path: Path) -> Path:
     out = tmp_path / "built"
     done = cli(
-        "artifact", "build", "hello", "1.0", "--tree", f"linux/amd64={dist}", "--out", str(out)
-    )
+        "artifact", "build", str(dist), "--name", "hello", "--version", "1.0",
+        "--platform", "linux/amd64", "--to", str(out),
+    )  # fmt: skip
     assert done.code == 0, done.err
     return out
 
@@ -41,7 +42,7 @@ def sha256(text: str) -> str:
 
 
 def test_building_needs_no_hub_and_keeps_each_content_once(built: Path) -> None:
-    artifact = decode((built / "artifact.json").read_bytes(), Artifact, what="artifact")
+    artifact = decode((built / "artifacts/hello/1.0.json").read_bytes(), Artifact, what="artifact")
     assert artifact.trees["linux/amd64"].files == 3
     assert {p.name for p in (built / "objects").iterdir()} == {
         sha256("#!/bin/sh\necho hello\n"), sha256("twice"),
@@ -54,21 +55,31 @@ def test_building_needs_no_hub_and_keeps_each_content_once(built: Path) -> None:
     [
         ({"name": "He llo"}, "not a DNS label"),
         ({"version": "1/0"}, "cannot be part of"),
-        ({"tree": "dist"}, "is not like linux/amd64=dist"),
-        ({"tree": "amd64=."}, "is not like linux/amd64"),
-        ({"tree": "linux/amd64=/nowhere"}, "is not a directory"),
+        ({"version": "../x"}, "cannot be part of"),
+        ({"directory": "amd64=."}, "is not like linux/amd64"),
+        ({"directory": "linux/amd64="}, "is not like linux/amd64=dist"),
+        ({"directory": "/nowhere"}, "is not a directory"),
     ],
 )
 def test_what_cannot_be_built_is_named(
     cli: Any, dist: Path, tmp_path: Path, changed: dict[str, str], says: str
 ) -> None:
-    line = {"name": "hello", "version": "1", "tree": f"linux/amd64={dist}", **changed}
+    line = {"name": "hello", "version": "1", "directory": str(dist), **changed}
     done = cli(
-        "artifact", "build", line["name"], line["version"], "--tree", line["tree"],
-        "--out", str(tmp_path / "out"),
+        "artifact", "build", line["directory"], "--name", line["name"],
+        "--version", line["version"], "--to", str(tmp_path / "out"),
     )  # fmt: skip
     assert done.code == 2
     assert says in done.err
+
+
+def test_each_platform_may_have_its_own_directory(cli: Any, dist: Path, tmp_path: Path) -> None:
+    done = cli(
+        "artifact", "build", f"linux/amd64={dist}", f"linux/arm64={dist / 'bin'}",
+        "--name", "hello", "--version", "2", "--to", str(tmp_path / "o"), "-o", "json",
+    )  # fmt: skip
+    files = {one: ref["files"] for one, ref in done.json["trees"].items()}
+    assert files == {"linux/amd64": 3, "linux/arm64": 1}
 
 
 def test_publishing_sends_only_what_the_hub_lacks(hub: Any, cli: Any, built: Path) -> None:
@@ -76,16 +87,18 @@ def test_publishing_sends_only_what_the_hub_lacks(hub: Any, cli: Any, built: Pat
     hub.answers["POST /v1/objects/missing"] = MissingObjects((sha256("twice"),))
     hub.answers[f"PUT /v1/objects/{sha256('twice')}"] = None
     hub.answers["POST /v1/builds"] = None
-    done = cli("artifact", "publish", str(built))
+    done = cli("artifact", "publish", "hello", "1.0", "--from", str(built))
     assert done.code == 0, done.err
-    assert done.out == "published: hello 1.0, 5 B of 26 B sent\n"
+    assert done.out.startswith("published: hello 1.0, 5 B of ")
     calls = dict(hub.calls)
-    assert len(calls["POST /v1/objects/missing"]["sha256"]) == 2
+    assert len(calls["POST /v1/objects/missing"]["sha256"]) == 3  # with the tree's manifest
     assert calls[f"PUT /v1/objects/{sha256('twice')}"] == b"twice"
     upload = calls["POST /v1/builds"]
     assert upload["metadata"] == ""
-    assert base64.b64decode(upload["documents"][-1]) == (built / "artifact.json").read_bytes()
-    assert len(upload["documents"]) == 2
+    assert (
+        base64.b64decode(upload["documents"][-1])
+        == (built / "artifacts/hello/1.0.json").read_bytes()
+    )
 
 
 def test_a_builders_signature_goes_along_and_can_be_made_before(
@@ -98,11 +111,13 @@ def test_a_builders_signature_goes_along_and_can_be_made_before(
     hub.answers["GET /v1/builds"] = Builds(b"", (identifier,), "builder")
     hub.answers["POST /v1/objects/missing"] = MissingObjects(())
     hub.answers["POST /v1/builds"] = None
-    refused = cli("artifact", "publish", str(built))
+    refused = cli("artifact", "publish", "hello", "1.0", "--from", str(built))
     assert refused.code == 4
     assert "--key" in refused.err
-    assert cli("artifact", "sign", str(built), "--key", str(file)).code == 0
-    assert cli("artifact", "publish", str(built)).code == 0
+    assert (
+        cli("artifact", "sign", "hello", "1.0", "--from", str(built), "--key", str(file)).code == 0
+    )
+    assert cli("artifact", "publish", "hello", "1.0", "--from", str(built)).code == 0
     sent = base64.b64decode(hub.calls[-1][1]["metadata"])
     builds = trust.parse(sent, Targets, what="builds.json")
     assert list(builds.signed.targets) == ["artifacts/hello/1.0.json"]
@@ -115,7 +130,16 @@ def test_a_key_that_the_hub_does_not_know_signs_nothing(
 ) -> None:
     cli("artifact", "key", str(tmp_path / "other.pem"))
     hub.answers["GET /v1/builds"] = Builds(b"", ("f" * 64,), "builder")
-    done = cli("artifact", "publish", str(built), "--key", str(tmp_path / "other.pem"))
+    done = cli(
+        "artifact",
+        "publish",
+        "hello",
+        "1.0",
+        "--from",
+        str(built),
+        "--key",
+        str(tmp_path / "other.pem"),
+    )
     assert done.code == 4
     assert "does not know the key" in done.err
     assert [call for call, _ in hub.calls] == ["GET /v1/builds"]
@@ -123,13 +147,15 @@ def test_a_key_that_the_hub_does_not_know_signs_nothing(
 
 def test_json_is_the_artifact_itself(cli: Any, dist: Path, tmp_path: Path) -> None:
     done = cli(
-        "artifact", "build", "hello", "1.0", "--tree", f"linux/arm64={dist}",
-        "--out", str(tmp_path / "o"), "-o", "json",
+        "artifact", "build", str(dist), "--name", "hello", "--version", "1.0",
+        "--to", str(tmp_path / "o"), "-o", "json",
     )  # fmt: skip
-    assert done.json == json.loads((tmp_path / "o" / "artifact.json").read_text())
+    assert done.json == json.loads((tmp_path / "o/artifacts/hello/1.0.json").read_text())
 
 
-def test_a_folder_that_is_no_artifact_is_not_published(hub: Any, cli: Any, tmp_path: Path) -> None:
-    done = cli("artifact", "publish", str(tmp_path))
+def test_what_was_not_built_is_not_published(hub: Any, cli: Any, tmp_path: Path) -> None:
+    done = cli("artifact", "publish", "hello", "1.0", "--from", str(tmp_path))
     assert done.code == 2
-    assert "is not a built artifact" in done.err
+    assert "artifact build" in done.err
+    assert cli("artifact", "publish", "..", "1.0", "--from", str(tmp_path)).code == 2
+    assert hub.calls == []
