@@ -444,3 +444,5 @@ class Plan(msgspec.Struct, frozen=True):
     """``file:line kind/name``: accepted, not yet acted on."""
     held: str = ""
     """Why the change would wait for a person, if it would."""
+    warnings: tuple[SourceProblem, ...] = ()
+    """What compiles but is probably not meant, such as a selector that matches nothing."""

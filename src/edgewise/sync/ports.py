@@ -68,6 +68,8 @@ class JoinedNode:
 
     name: str
     labels: Mapping[str, str]
+    platform: str = ""
+    """As the node reported it (``linux/arm64``); empty while it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Compiled:
     """Source digest to the ciphertext document, for resealing."""
     held: str = ""
     """Why this change waits for a person (mass deletion), or empty."""
+    warnings: tuple[SourceProblem, ...] = ()
+    """What compiles but is probably not meant, such as a selector that matches nothing."""
 
 
 class CompileFailed(Exception):

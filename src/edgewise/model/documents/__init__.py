@@ -1,0 +1,77 @@
+"""Every kind of document of a fleet repo (docs/fleet-repo.md), as strict structs.
+
+The structs check shape and single values; what needs other documents (references,
+cycles, selectors) is checked by ``edgewise.sync``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgewise.model.documents.app import App
+from edgewise.model.documents.content import Config, OSImage, Secret
+from edgewise.model.documents.fleet import Fleet
+from edgewise.model.documents.inventory import Node, NodeSet, Workspace
+from edgewise.model.documents.policies import (
+    AccessPolicy,
+    EgressPolicy,
+    HealPolicy,
+    NotificationPolicy,
+    RolloutPolicy,
+)
+
+Document = (
+    Workspace
+    | NodeSet
+    | Node
+    | Fleet
+    | App
+    | Config
+    | OSImage
+    | Secret
+    | RolloutPolicy
+    | AccessPolicy
+    | HealPolicy
+    | EgressPolicy
+    | NotificationPolicy
+)
+
+KINDS: Final[dict[str, type[Document]]] = {
+    "Workspace": Workspace,
+    "NodeSet": NodeSet,
+    "Node": Node,
+    "Fleet": Fleet,
+    "App": App,
+    "Config": Config,
+    "OSImage": OSImage,
+    "Secret": Secret,
+    "RolloutPolicy": RolloutPolicy,
+    "AccessPolicy": AccessPolicy,
+    "HealPolicy": HealPolicy,
+    "EgressPolicy": EgressPolicy,
+    "NotificationPolicy": NotificationPolicy,
+}
+
+ACTED_ON: Final = frozenset(
+    {"Workspace", "NodeSet", "Node", "Fleet", "App", "Config", "Secret", "RolloutPolicy"}
+)
+"""Kinds that change what runs; the others are checked, listed and kept for later."""
+
+__all__ = [
+    "ACTED_ON",
+    "KINDS",
+    "AccessPolicy",
+    "App",
+    "Config",
+    "Document",
+    "EgressPolicy",
+    "Fleet",
+    "HealPolicy",
+    "Node",
+    "NodeSet",
+    "NotificationPolicy",
+    "OSImage",
+    "RolloutPolicy",
+    "Secret",
+    "Workspace",
+]

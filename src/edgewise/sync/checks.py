@@ -1,0 +1,146 @@
+"""What one document must satisfy beyond its shape, and which of it is not acted on yet."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from edgewise.model.documents import (
+    ACTED_ON,
+    App,
+    Config,
+    Document,
+    Fleet,
+    RolloutPolicy,
+    Secret,
+    Workspace,
+)
+from edgewise.model.documents.app import ProcessSpec
+from edgewise.sync import templates
+from edgewise.sync.mismatch import Finding, dotted
+from edgewise.sync.yaml_text import Path
+
+
+def document_findings(document: Document) -> tuple[Finding, ...]:
+    """Mistakes that need no other document to be seen."""
+    found: list[Finding] = []
+    for path, source in template_strings(document):
+        if (mistake := templates.check(source)) is not None:
+            found.append(of_mistake(path, source, mistake))
+    if isinstance(document, App):
+        found.extend(_hooks(document))
+    if isinstance(document, Fleet):
+        found.extend(_fleet(document))
+    return tuple(found)
+
+
+def of_mistake(path: Path, source: str, mistake: templates.Mistake) -> Finding:
+    """A template's mistake as a finding, on its own line of a multi-line text."""
+    multiline = "\n" in source
+    return Finding(
+        path,
+        f"{dotted(path)}: {mistake.message}",
+        mistake.hint,
+        line_offset=mistake.line if multiline else 0,
+    )
+
+
+def template_strings(document: Document) -> Iterator[tuple[Path, str]]:
+    """Every text of a document that is rendered, with its path."""
+    strings: list[tuple[Path, str]] = []
+    if isinstance(document, App):
+        strings += [(("spec", "env", k), v) for k, v in document.spec.env.items()]
+        command = getattr(document.spec, "command", ())
+        strings += [(("spec", "command", i), word) for i, word in enumerate(command)]
+    elif isinstance(document, Config):
+        for index, file in enumerate(document.spec.files):
+            if file.template:
+                strings.append((("spec", "files", index, "path"), file.path))
+                strings.append((("spec", "files", index, "content"), file.content))
+    elif isinstance(document, Workspace):
+        strings += [(("spec", "vars", k), str(v)) for k, v in document.spec.vars.items()]
+    elif isinstance(document, Fleet):
+        strings += [(("spec", "vars", k), str(v)) for k, v in document.spec.vars.items()]
+        for index, overlay in enumerate(document.spec.overlays):
+            path: Path = ("spec", "overlays", index, "vars")
+            strings += [((*path, k), str(v)) for k, v in overlay.vars.items()]
+    return ((path, text) for path, text in strings if templates.is_template(text))
+
+
+def _hooks(app: App) -> Iterator[Finding]:
+    hooks = (("preUpdate", app.spec.hooks.pre_update), ("postUpdate", app.spec.hooks.post_update))
+    for name, listed in hooks:
+        for index, hook in enumerate(listed):
+            if isinstance(hook.run, str):
+                try:
+                    words = shlex.split(hook.run)
+                except ValueError as error:
+                    path = ("spec", "hooks", name, index, "run")
+                    yield Finding(path, f"{dotted(path)}: {error}", "close the quote")
+                else:
+                    if not words:
+                        path = ("spec", "hooks", name, index, "run")
+                        yield Finding(path, f"{dotted(path)} is blank", "name a program")
+
+
+def _fleet(fleet: Fleet) -> Iterator[Finding]:
+    spec = fleet.spec
+    for field, listed in (
+        ("apps", spec.apps),
+        ("configs", spec.configs),
+        ("secrets", spec.secrets),
+    ):
+        seen: set[str] = set()
+        for index, placed in enumerate(listed):
+            if placed.ref.name in seen:
+                path = ("spec", field, index, "ref", "name")
+                yield Finding(path, f"{placed.ref.name!r} occurs twice in spec.{field}")
+            seen.add(placed.ref.name)
+
+
+def not_acted_on(document: Document) -> tuple[str, ...]:
+    """Fields that are accepted and checked, but that no engine acts on yet; "" is all of it."""
+    if type(document).__name__ not in ACTED_ON:
+        return ("",)
+    match document:
+        case App():
+            return _app_fields(document)
+        case Fleet():
+            spec = document.spec
+            fields = {
+                "os": spec.os,
+                "accessPolicyRef": spec.access_policy_ref,
+                "healPolicyRef": spec.heal_policy_ref,
+                "egressPolicyRef": spec.egress_policy_ref,
+            }
+            return tuple(f"spec.{name}" for name, value in fields.items() if value is not None)
+        case Config():
+            units = [i for i, c in enumerate(document.spec.on_change) if c.unit is not None]
+            return tuple(f"spec.onChange[{index}].unit" for index in units)
+        case Secret():
+            return ("",) if document.spec.encryption == "sops" else ()
+        case RolloutPolicy():
+            return _policy_fields(document)
+        case _:
+            return ()
+
+
+def _app_fields(app: App) -> tuple[str, ...]:
+    if not isinstance(app.spec, ProcessSpec):
+        return ("",)
+    fields = {"ports": app.spec.ports, "identity": app.spec.identity}
+    named = [f"spec.{name}" for name, value in fields.items() if value]
+    if app.spec.replicas != 1:
+        named.append("spec.replicas")
+    return tuple(named)
+
+
+def _policy_fields(policy: RolloutPolicy) -> tuple[str, ...]:
+    named = []
+    for index, stage in enumerate(policy.spec.stages):
+        for gate_index, gate in enumerate(stage.gates):
+            if gate.metric is not None:
+                named.append(f"spec.stages[{index}].gates[{gate_index}].metric")
+    if policy.spec.on_failure.git != "Quarantine":
+        named.append("spec.onFailure.git")
+    return tuple(named)

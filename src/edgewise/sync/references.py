@@ -1,0 +1,145 @@
+"""What needs more than one document to be checked: names, references, circles. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from edgewise.model.documents import App, Fleet, OSImage
+from edgewise.sync.mismatch import Finding
+from edgewise.sync.parse import ROOT, Report, Sourced
+from edgewise.sync.suggest import did_you_mean
+from edgewise.sync.yaml_text import Path
+
+Catalogue = Mapping[str, Mapping[str, Sourced]]
+"""Kind to name to document."""
+
+POLICIES = (
+    ("rolloutPolicyRef", "rollout_policy_ref", "RolloutPolicy"),
+    ("accessPolicyRef", "access_policy_ref", "AccessPolicy"),
+    ("healPolicyRef", "heal_policy_ref", "HealPolicy"),
+    ("egressPolicyRef", "egress_policy_ref", "EgressPolicy"),
+)
+
+
+def catalogue(documents: Iterable[Sourced], report: Report) -> Catalogue:
+    """Documents by kind and name. A name that a kind uses twice is a mistake."""
+    kinds: dict[str, dict[str, Sourced]] = {}
+    for where in documents:
+        names = kinds.setdefault(where.parsed.kind, {})
+        name = where.parsed.name
+        if name in names:
+            message = f"{where.parsed.kind} {name!r} is described twice"
+            hint = f"first in {names[name].where}"
+            report.at(where, Finding(("metadata", "name"), message, hint, name))
+            continue
+        names[name] = where
+        if where.parsed.kind == "Workspace" and (where.file != ROOT or len(names) > 1):
+            message = f"a Workspace belongs into {ROOT}, and there is one"
+            report.at(where, Finding(("kind",), message, "remove this document"))
+    return kinds
+
+
+def check_references(kinds: Catalogue, broken: frozenset[tuple[str, str]], report: Report) -> None:
+    """Every name that a document uses must exist; ``broken`` ones do, with mistakes."""
+    for where in kinds.get("Fleet", {}).values():
+        if isinstance(where.parsed.value, Fleet):
+            _check_fleet(where, where.parsed.value, kinds, broken, report)
+    _check_circles(kinds.get("App", {}), report)
+
+
+def _check_fleet(
+    where: Sourced,
+    fleet: Fleet,
+    kinds: Catalogue,
+    broken: frozenset[tuple[str, str]],
+    report: Report,
+) -> None:
+    spec = fleet.spec
+    wanted: list[tuple[str, str, Path]] = []
+    for field, kind, placed in (
+        ("apps", "App", spec.apps),
+        ("configs", "Config", spec.configs),
+        ("secrets", "Secret", spec.secrets),
+    ):
+        wanted += [
+            (kind, p.ref.name, ("spec", field, i, "ref", "name")) for i, p in enumerate(placed)
+        ]
+    for key, attribute, kind in POLICIES:
+        if (ref := getattr(spec, attribute)) is not None:
+            wanted.append((kind, ref.name, ("spec", key, "name")))
+    if spec.os is not None:
+        wanted.append(("OSImage", spec.os.image_ref.name, ("spec", "os", "imageRef", "name")))
+    for kind, name, path in wanted:
+        known = kinds.get(kind, {})
+        if name not in known and (kind, name) not in broken:
+            hint = did_you_mean(name, known)
+            report.at(where, Finding(path, f"there is no {kind} {name!r}", hint, name))
+    _check_channel(where, fleet, kinds, report)
+    _check_dependencies(where, fleet, kinds, report)
+
+
+def _check_channel(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:
+    if fleet.spec.os is None:
+        return
+    ref = fleet.spec.os.image_ref
+    image = kinds.get("OSImage", {}).get(ref.name)
+    if image is None or not isinstance(image.parsed.value, OSImage):
+        return
+    channels = image.parsed.value.spec.channels
+    if ref.channel not in channels:
+        message = f"OSImage {ref.name!r} has no channel {ref.channel!r}"
+        path: Path = ("spec", "os", "imageRef", "channel")
+        report.at(where, Finding(path, message, did_you_mean(ref.channel, channels), ref.channel))
+
+
+def _check_dependencies(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:
+    """dependsOn and onChange speak of apps of the same fleet."""
+    here = {placed.ref.name for placed in fleet.spec.apps}
+    apps = kinds.get("App", {})
+    for name in sorted(here & set(apps)):
+        app = apps[name].parsed.value
+        if not isinstance(app, App):
+            continue
+        for index, dependency in enumerate(app.spec.depends_on):
+            if dependency.name not in here:
+                path: Path = ("spec", "dependsOn", index, "name")
+                message = (
+                    f"App {name!r} depends on {dependency.name!r}, "
+                    f"which fleet {fleet.metadata.name!r} does not have"
+                )
+                hint = did_you_mean(dependency.name, here - {name})
+                report.at(apps[name], Finding(path, message, hint, dependency.name))
+
+
+def _check_circles(apps: Mapping[str, Sourced], report: Report) -> None:
+    needs = {
+        name: [d.name for d in where.parsed.value.spec.depends_on]
+        for name, where in apps.items()
+        if isinstance(where.parsed.value, App)
+    }
+    finished: set[str] = set()
+    for start in sorted(needs):
+        circle = _circle(start, needs, finished)
+        if circle:
+            finished.update(circle)
+            message = f"dependsOn goes in a circle: {' -> '.join([*circle, circle[0]])}"
+            path: Path = ("spec", "dependsOn")
+            report.at(apps[circle[0]], Finding(path, message, "remove one of them", circle[0]))
+
+
+def _circle(start: str, needs: Mapping[str, list[str]], finished: set[str]) -> list[str]:
+    """The first circle reached from ``start``; without recursion, since chains may be long."""
+    trail: list[str] = []
+    stack: list[tuple[str, bool]] = [(start, False)]
+    while stack:
+        name, leaving = stack.pop()
+        if leaving:
+            trail.pop()
+            finished.add(name)
+        elif name in trail:
+            return trail[trail.index(name) :]
+        elif name not in finished and name in needs:
+            trail.append(name)
+            stack.append((name, True))
+            stack.extend((n, False) for n in reversed(needs[name]))
+    return []
