@@ -190,7 +190,9 @@ class FleetParts:
             if not isinstance(spec, ProcessSpec):
                 return codec.encode(parts.other_app(name, spec, env, command))
             part: ProcessApp = parts.process_app(name, spec, trees)
-            return codec.encode(msgspec.structs.replace(part, env=env, command=command))
+            needs = tuple(d for d in part.depends_on if self._runs(d.name, lens))
+            part = msgspec.structs.replace(part, env=env, command=command, depends_on=needs)
+            return codec.encode(part)
 
         acted_on = isinstance(source.parsed.value, App) and isinstance(
             source.parsed.value.spec, ProcessSpec
@@ -198,6 +200,15 @@ class FleetParts:
         kind, shown = ("app", name) if acted_on else ("other", f"App/{name}")
         built = self._built(kind, shown, source, self._render(make))
         return Built(built.ref, built.documents, trees, source)
+
+    def _runs(self, app: str, lens: Lens) -> bool:
+        """Whether the node of the lens really runs the app: nothing waits for one that it
+        does not get, or whose type is not acted on yet."""
+        source = self._bench.kinds.get("App", {}).get(app)
+        if source is None or source.parsed.spec.get("type") != "process":
+            return False
+        placed = [p for p in self._fleet.spec.apps if p.ref.name == app]
+        return any(lens.matches(p.selector) for p in placed)
 
     # Configs
 

@@ -283,8 +283,9 @@ def _said(wanted: shape.Type) -> str:
 
 def _range(wanted: shape.IntType | shape.FloatType) -> str:
     low = wanted.ge if wanted.ge is not None else wanted.gt
+    above = "from" if wanted.ge is not None else "above"
     if low is not None and wanted.le is not None:
-        return f" from {low:g} to {wanted.le:g}"
+        return f" {above} {low:,.0f} to {wanted.le:,.0f}"
     if low is not None:
-        return f" of at least {low:g}" if wanted.ge is not None else f" above {low:g}"
+        return f" of at least {low:,.0f}" if wanted.ge is not None else f" above {low:,.0f}"
     return ""

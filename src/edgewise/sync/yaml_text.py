@@ -196,7 +196,7 @@ class _Builder:
             self._take_key(event, holder)
             return
         self._check_tag(event)
-        plain = event.style is None and event.tag is None
+        plain = event.implicit[0] and event.tag is None
         self._place(event, _resolve(event.value) if plain else event.value)
 
     def _take_key(self, event: Any, holder: _Open) -> None:

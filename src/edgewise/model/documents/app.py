@@ -24,7 +24,7 @@ from edgewise.model.documents.words import (
 )
 
 Words = Annotated[tuple[str, ...], Meta(min_length=1, max_length=256)]
-Seconds = Annotated[float, Meta(gt=0, le=86400)] | Annotated[int, Meta(gt=0, le=86400)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Times = Annotated[int, Meta(ge=1, le=1000)]
 
 
