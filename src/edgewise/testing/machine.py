@@ -47,6 +47,7 @@ class MemoryMachine:
     beats: dict[str, Beat] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
     _memory: dict[str, Memory] = field(default_factory=dict)
+    _exits: dict[int, Exit] = field(default_factory=dict)
     _pid: int = 100
 
     def facts(self) -> Facts:
@@ -74,6 +75,7 @@ class MemoryMachine:
     def _finish(self, running: _Running, exit: Exit) -> None:
         if self._running.get(running.process.name) is running:
             del self._running[running.process.name]
+        self._exits.setdefault(running.process.pid, exit)
         if not running.exit.done():
             running.exit.set_result(exit)
 
@@ -96,7 +98,7 @@ class MemoryMachine:
     async def ended(self, process: Process) -> Exit:
         running = self._running.get(process.name)
         if running is None or running.process.pid != process.pid:
-            return Exit(None)
+            return self._exits.get(process.pid, Exit(None))
         return await asyncio.shield(running.exit)
 
     async def signal(self, process: Process, signal: str) -> None:

@@ -103,6 +103,7 @@ class NodeSync:
             standing = Standing(name, kept[0].fleet, kept[0].index, running)
         if (
             acknowledged == 0
+            and request.hold_s > 0
             and (kept is None or kept[0].sequence <= request.record)
             and not self._concerned(standing, request)
         ):
