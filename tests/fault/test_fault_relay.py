@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from edgewise.model.errors import Forbidden, NeedsPerson, Untrusted
+from edgewise.model.names import Digest
 from edgewise.protocol.channel import Signed
+from edgewise.protocol.codec import encode
 from edgewise.protocol.report import Observation
 from edgewise.protocol.sync import (
     NodeReport,
     RelayAcknowledged,
     RelayNews,
     RelayReport,
+    SyncReply,
     SyncRequest,
 )
 from edgewise.rollout.fanin import KeptReceipt
@@ -25,7 +29,13 @@ from edgewise.rollout.relay_ports import RelayMemory
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.log import ListLog
-from edgewise.testing.relay import MemoryOfRelay, ScriptedHub, WokenNodes, receipt_sequence
+from edgewise.testing.relay import (
+    MemoryOfRelay,
+    PublishedFiles,
+    ScriptedHub,
+    WokenNodes,
+    receipt_sequence,
+)
 from edgewise.testing.relay_words import A, B, channel, news, receipt, record, runs
 
 HOUR = timedelta(hours=1)
@@ -39,6 +49,7 @@ class Region:
         self.clock = ManualClock()
         self.hub = ScriptedHub()
         self.memory = MemoryOfRelay()
+        self.published = PublishedFiles()
         self.woken = WokenNodes()
         self.log = ListLog()
 
@@ -47,6 +58,7 @@ class Region:
         relay = Relaying(
             memory or self.memory,
             self.hub,
+            self.published,
             self.woken,
             self.clock,
             SeededChance(),
@@ -77,6 +89,11 @@ def says(
     return SyncRequest(channel, "shops", record, observation, receipts)
 
 
+def decoded(reply: bytes | None) -> SyncReply:
+    assert reply is not None
+    return msgspec.json.decode(reply, type=SyncReply)
+
+
 FLEET = {"n1": record("n1", index=0), "n2": record("n2", index=1)}
 
 
@@ -90,8 +107,7 @@ async def test_hub_away_for_an_hour_nodes_keep_getting_what_the_relay_has() -> N
         await region.clock.run_for(HOUR)
         assert not relay.contact.reachable
         assert "does not answer" in relay.contact.problem
-        reply = relay.reply("n1", says())
-        assert reply is not None
+        reply = decoded(await relay.reply("n1", says()))
         assert "channels/shops.json" in reply.metadata
         assert reply.record == FLEET["n1"]
 
@@ -130,7 +146,7 @@ async def test_a_relay_that_restarts_while_the_hub_is_away_serves_and_forgets_no
         region.hub.away = True
         await relay.hear("n1", says(runs(A), receipt("n1", 1)))
     async with region.relay() as relay:
-        assert relay.reply("n2", says()) is not None
+        assert decoded(await relay.reply("n2", says())).record == FLEET["n2"]
         await relay.hear("n1", says(None, receipt("n1", 2)))
         region.hub.away = False
         await region.clock.run_for(timedelta(minutes=1))
@@ -278,3 +294,45 @@ async def test_a_hub_that_answers_at_once_with_nothing_new_is_not_asked_without_
     async with region.relay():
         await region.clock.run_for(timedelta(seconds=10))
     assert len(region.hub.polls) <= 12
+
+
+async def test_news_with_a_forged_file_are_not_passed_on_to_anybody() -> None:
+    region = Region()
+    region.published.forged = "2.channels.json"
+    async with region.relay() as relay:
+        region.hub.news.put_nowait(news(channel(1, stable=A), records=FLEET, cursor=2))
+        await region.clock.run_for(SECOND)
+        woken = len(region.woken.woken)
+        region.hub.news.put_nowait(news(channel(2, stable=B), cursor=3))
+        await region.clock.run_for(timedelta(minutes=1))
+        assert relay.known.channels["shops"].sequence == 1
+        assert len(region.woken.woken) == woken
+    assert any("not signed" in str(fields.get("because")) for _, fields in region.log.lines)
+
+
+async def test_nodes_that_a_wave_wakes_together_share_one_encoded_answer() -> None:
+    region = Region()
+    async with region.relay() as relay:
+        region.hub.news.put_nowait(news(channel(1, stable=A), records=FLEET, cursor=2))
+        await region.clock.run_for(SECOND)
+        first = await relay.reply("n1", says(record=1))
+        assert first is await relay.reply("n2", says(record=1))
+        assert decoded(first).metadata["channels/shops.json"]
+
+
+async def test_a_node_without_a_record_yet_gets_its_receipts_acknowledged() -> None:
+    region = Region()
+    async with region.relay() as relay:
+        request = says(None, receipt("new", 4))
+        taken = await relay.hear("new", request)
+        assert decoded(await relay.reply("new", request, taken)).acknowledged == 4
+        assert await relay.reply("new", says()) is None
+
+
+async def test_what_every_node_may_ask_for_is_pinned_in_the_cache() -> None:
+    region = Region()
+    now = channel(1, stable=A, candidate=B)
+    async with region.relay():
+        region.hub.news.put_nowait(news(now, records=FLEET, cursor=2))
+        await region.clock.run_for(SECOND)
+    assert region.published.pinned == {A, B, Digest.of(encode(now)).sha256}

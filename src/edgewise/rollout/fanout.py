@@ -2,19 +2,19 @@
 
 Nothing here reads a clock, a disk or a socket. The laws:
 
-1. What a relay knows only grows newer: a channel, a record or a numbered role file is never
-   replaced by an older one, so that news which arrive twice or late change nothing.
+1. What a relay knows only grows newer: a channel or a record is never replaced by an older
+   one, so that news which arrive twice or late change nothing.
 2. News wake a node only when they change what it should run, its record, or whether it may
    come at all. Everybody else learns the newest channel with its next poll.
 3. A node that the hub forgot or quarantined is refused until a later record of it comes.
 
-The relay believes none of this blindly and needs not: nodes verify every byte.
+TUF metadata and channels are verified before they come here (delivery.on_relay), records by
+the nodes themselves.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from edgewise.model.errors import Untrusted
@@ -22,27 +22,17 @@ from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import channel_target
-from edgewise.protocol.sync import RelayNews, SyncReply, SyncRequest
-
-BUNDLE_FILE = 64 << 10
-"""Bytes of a role file that still travels inside a sync reply; a node fetches bigger ones
-from the cache, and only when it has not got that version."""
-
-_VERSIONED = re.compile(r"([1-9][0-9]{0,8})\.([a-z0-9-]+)\.json")
-_ALWAYS = ("timestamp", "snapshot", "channels")
-# Roles that every change of a channel changes.
+from edgewise.protocol.sync import RelayNews, SyncRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All that a relay has from the hub; immutable, replaced as a whole."""
+    """What a relay has from the hub; immutable, replaced as a whole."""
 
-    metadata: Mapping[str, bytes] = field(default_factory=dict)
-    """TUF files and channels by name; of a numbered role (roots excepted) only the newest."""
     channels: Mapping[str, Channel] = field(default_factory=dict)
     records: Mapping[str, Signed] = field(default_factory=dict)
     nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
-    """The records' payloads; not verified."""
+    """The records' payloads."""
     gone: frozenset[str] = frozenset()
     cursor: int = 0
 
@@ -51,9 +41,7 @@ class Known:
 class Learnt:
     """What news change on disk."""
 
-    metadata: Mapping[str, bytes] = field(default_factory=dict)
-    dropped: frozenset[str] = frozenset()
-    """Metadata files that a newer version replaced."""
+    channels: tuple[Channel, ...] = ()
     records: Mapping[str, Signed] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     """The whole set as it is now."""
@@ -65,19 +53,18 @@ def learn(known: Known, news: RelayNews) -> tuple[Known, Learnt]:
 
     Raises Untrusted for channels or records that cannot be read: nothing is taken then.
     """
-    metadata, dropped = _newest(known.metadata, news.metadata)
     channels = dict(known.channels)
-    fresh = {}
-    for name, data in metadata.items():
-        if name.startswith("channels/"):
-            channel = read_channel(data)
-            if name != channel_target(channel.fleet):
-                raise Untrusted(f"{name} holds the channel of fleet {channel.fleet!r}")
-            before = channels.get(channel.fleet)
-            if before is not None and before.sequence > channel.sequence:
-                continue
+    fresh = []
+    for name, data in news.metadata.items():
+        if not name.startswith("channels/"):
+            continue
+        channel = read_channel(data)
+        if name != channel_target(channel.fleet):
+            raise Untrusted(f"{name[:100]} holds the channel of fleet {channel.fleet!r}")
+        before = channels.get(channel.fleet)
+        if before is None or before.sequence < channel.sequence:
             channels[channel.fleet] = channel
-        fresh[name] = data
+            fresh.append(channel)
     records, nodes = dict(known.records), dict(known.nodes)
     taken = {}
     for name, signed in news.records.items():
@@ -86,29 +73,21 @@ def learn(known: Known, news: RelayNews) -> tuple[Known, Learnt]:
             continue
         nodes[name], records[name], taken[name] = record, signed, signed
     gone = (known.gone - frozenset(taken)) | frozenset(news.gone)
-    kept = {name: data for name, data in known.metadata.items() if name not in dropped}
+    cursor = max(known.cursor, news.cursor)
     after = replace(
-        known,
-        metadata={**kept, **fresh},
-        channels=channels,
-        records=records,
-        nodes=nodes,
-        gone=gone,
-        cursor=max(known.cursor, news.cursor),
+        known, channels=channels, records=records, nodes=nodes, gone=gone, cursor=cursor
     )
-    return after, Learnt(fresh, dropped, taken, gone, after.cursor)
+    return after, Learnt(tuple(fresh), taken, gone, cursor)
 
 
 def restored(
-    metadata: Mapping[str, bytes],
-    records: Mapping[str, Signed],
-    gone: Collection[str],
-    cursor: int,
+    channels: Iterable[Channel], records: Mapping[str, Signed], gone: Collection[str], cursor: int
 ) -> Known:
     """What a relay knew before it was restarted."""
-    news = RelayNews(dict(metadata), {}, dict(records), cursor, ())
-    known, _ = learn(Known(), news)
-    return replace(known, gone=frozenset(gone))
+    known, _ = learn(Known(), RelayNews(records=dict(records), cursor=cursor))
+    return replace(
+        known, channels={channel.fleet: channel for channel in channels}, gone=frozenset(gone)
+    )
 
 
 def read_channel(data: bytes) -> Channel:
@@ -122,31 +101,6 @@ def read_record(name: str, signed: Signed) -> NodeRecord:
     if signed.purpose != "node-record/1" or record.node != name:
         raise Untrusted(f"what came as record of {name} is a {signed.purpose} of {record.node}")
     return record
-
-
-def _newest(
-    have: Mapping[str, bytes], come: Mapping[str, bytes]
-) -> tuple[dict[str, bytes], frozenset[str]]:
-    """The files of ``come`` that are not outdated, and those of ``have`` that they replace."""
-    newest = {role: version for role, version in map(_role, have) if role}
-    for role, version in map(_role, come):
-        if role and version > newest.get(role, 0):
-            newest[role] = version
-    fresh = {}
-    for name, data in come.items():
-        role, version = _role(name)
-        if not role or version >= newest[role]:
-            fresh[name] = data
-    dropped = frozenset(n for n in have if (rv := _role(n))[0] and rv[1] < newest[rv[0]])
-    return fresh, dropped
-
-
-def _role(name: str) -> tuple[str, int]:
-    """Role and version of a numbered file that outdates others; roots form a chain and stay."""
-    match = _VERSIONED.fullmatch(name)
-    if match is None or match[2] == "root":
-        return "", 0
-    return match[2], int(match[1])
 
 
 def concerned(before: Known, after: Known, running: Mapping[str, str]) -> frozenset[str]:
@@ -189,40 +143,25 @@ def _moves(
     )
 
 
-def news_for(
-    known: Known, node: str, request: SyncRequest, *, acknowledged: int, hold_s: float
-) -> SyncReply | None:
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """What is new to one node."""
+
+    record: Signed | None
+    fleet: str
+    """The fleet whose channel it lacks; empty for none."""
+
+
+def newer_for(known: Known, node: str, request: SyncRequest) -> Newer | None:
     """What is new to this node, or None: then its poll is held."""
     record = known.nodes.get(node)
     if record is None:
-        return SyncReply(acknowledged=acknowledged, hold_s=hold_s) if acknowledged else None
+        return None
     signed = known.records[node] if record.sequence > request.record else None
     channel = known.channels.get(record.fleet)
-    newer = channel is not None and (
+    lacks = channel is not None and (
         request.fleet != record.fleet or channel.sequence > request.channel
     )
-    if signed is None and not newer and not acknowledged:
+    if signed is None and not lacks:
         return None
-    return SyncReply(
-        record=signed,
-        metadata=bundle(known, record.fleet) if newer else {},
-        acknowledged=acknowledged,
-        hold_s=hold_s,
-    )
-
-
-def bundle(known: Known, fleet: str) -> dict[str, bytes]:
-    """The files that a node of ``fleet`` would fetch next."""
-    wanted = channel_target(fleet)
-    return {
-        name: data
-        for name, data in known.metadata.items()
-        if name == wanted or _travels(name, len(data))
-    }
-
-
-def _travels(name: str, size: int) -> bool:
-    if name.startswith("channels/"):
-        return False
-    role = name.removesuffix(".json").rpartition(".")[2]
-    return role in _ALWAYS or size <= BUNDLE_FILE
+    return Newer(signed, record.fleet if lacks else "")

@@ -7,10 +7,14 @@ say waits on its disk.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from edgewise.model.errors import EdgewiseError, Forbidden, TryLater
+from edgewise.model.names import Digest
+from edgewise.protocol.channel import Signed
+from edgewise.protocol.codec import encode
 from edgewise.protocol.report import Observation
 from edgewise.protocol.sync import (
     NodeReport,
@@ -21,8 +25,8 @@ from edgewise.protocol.sync import (
     SyncRequest,
 )
 from edgewise.rollout.fanin import Bounds, FanIn, KeptReceipt, Settled, read_receipts
-from edgewise.rollout.fanout import Known, concerned, learn, news_for
-from edgewise.rollout.relay_ports import HubLine, RelayMemory, Sleepers
+from edgewise.rollout.fanout import Known, concerned, learn, newer_for
+from edgewise.rollout.relay_ports import HubLine, Published, RelayMemory, Sleepers
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
@@ -71,6 +75,7 @@ class Relaying:
         self,
         memory: RelayMemory,
         hub: HubLine,
+        published: Published,
         sleepers: Sleepers,
         clock: Clock,
         chance: Chance,
@@ -81,7 +86,9 @@ class Relaying:
     ) -> None:
         self._memory = memory
         self._hub = hub
+        self._published = published
         self._sleepers = sleepers
+        self._shared: dict[str, tuple[Mapping[str, bytes], datetime, bytes]] = {}
         self._clock = clock
         self._chance = chance
         self._log = log
@@ -101,6 +108,7 @@ class Relaying:
     async def open(self) -> None:
         """Take up what the disk has from before."""
         self._known = await self._memory.known()
+        self._pin()
         reports, receipts = await self._memory.waiting()
         for report in reports:
             self._fan_in.hear(report.node, report.heard, report.observation)
@@ -189,15 +197,32 @@ class Relaying:
             else:
                 write.done.set_result(None)
 
-    def reply(self, node: str, request: SyncRequest, acknowledged: int = 0) -> SyncReply | None:
-        """What is new to the node now, or None: then hold its poll."""
-        return news_for(
-            self._known,
-            node,
-            request,
-            acknowledged=acknowledged,
-            hold_s=self.pace.hold.total_seconds(),
-        )
+    async def reply(self, node: str, request: SyncRequest, acknowledged: int = 0) -> bytes | None:
+        """The encoded SyncReply with what is new to the node, or None: then hold its poll.
+
+        A wave wakes many nodes with the same words: those are encoded once.
+        """
+        newer = newer_for(self._known, node, request)
+        if newer is None and not acknowledged:
+            return None
+        fleet = newer.fleet if newer else ""
+        record = newer.record if newer else None
+        metadata = await self._published.bundle(fleet) if fleet else {}
+        if record is not None or acknowledged:
+            return self._encoded(record, metadata, acknowledged)
+        second = self._clock.now().replace(microsecond=0)
+        shared = self._shared.get(fleet)
+        if shared is None or shared[0] is not metadata or shared[1] != second:
+            shared = (metadata, second, self._encoded(None, metadata, 0))
+            self._shared[fleet] = shared
+        return shared[2]
+
+    def _encoded(
+        self, record: Signed | None, metadata: Mapping[str, bytes], acknowledged: int
+    ) -> bytes:
+        hold_s = self.pace.hold.total_seconds()
+        now = self._clock.now()
+        return encode(SyncReply(record, dict(metadata), acknowledged, hold_s, now))
 
     # From the hub
 
@@ -229,10 +254,13 @@ class Relaying:
         """Take news: to disk, then to the nodes they concern. Raises Untrusted."""
         before = self._known
         after, change = learn(before, news)
+        if news.metadata:
+            await self._published.offer(news.metadata)
         if after == before:
             return
         await self._memory.learn(change)
         self._known = after
+        self._pin()
         woken = self._sleepers.wake(concerned(before, after, self._running))
         self._log.event(
             "news from the hub",
@@ -241,6 +269,12 @@ class Relaying:
             gone=len(after.gone),
             woken=woken,
         )
+
+    def _pin(self) -> None:
+        """What every node may ask for at any moment must never leave the cache."""
+        channels = self._known.channels.values()
+        releases = {release for c in channels for release in (c.stable, c.candidate) if release}
+        self._published.pin(releases | {Digest.of(encode(c)).sha256 for c in channels})
 
     # To the hub
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from edgewise.protocol.sync import (
@@ -60,3 +60,18 @@ class Sleepers(Protocol):
 
     def wake(self, names: Iterable[str]) -> int:
         """End the polls of these nodes; returns how many were held."""
+
+
+class Published(Protocol):
+    """What the hub published, as far as the relay has it. Implementation:
+    delivery.on_relay.Cache.
+    """
+
+    async def offer(self, metadata: Mapping[str, bytes]) -> None:
+        """Take TUF files and channels that the hub pushed; raises Untrusted."""
+
+    async def bundle(self, fleet: str) -> Mapping[str, bytes]:
+        """What a node of ``fleet`` would fetch next; the same object until it changes."""
+
+    def pin(self, digests: Collection[str]) -> None:
+        """Objects that stay in the cache whatever else must go."""

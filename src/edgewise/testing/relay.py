@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from edgewise.model.errors import TryLater
-from edgewise.protocol.channel import Signed
+from edgewise.model.errors import TryLater, Untrusted
+from edgewise.protocol.channel import Channel, Signed
 from edgewise.protocol.codec import decode
+from edgewise.protocol.content import channel_target
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import (
     NodeReport,
@@ -19,7 +20,7 @@ from edgewise.protocol.sync import (
 )
 from edgewise.rollout.fanin import KeptReceipt, ReceiptName, Settled
 from edgewise.rollout.fanout import Known, Learnt, restored
-from edgewise.rollout.relay_ports import HubLine, RelayMemory, Sleepers
+from edgewise.rollout.relay_ports import HubLine, Published, RelayMemory, Sleepers
 
 
 class MemoryOfRelay:
@@ -28,7 +29,7 @@ class MemoryOfRelay:
     def __init__(self) -> None:
         self.observed: dict[str, NodeReport] = {}
         self.receipts: dict[ReceiptName, KeptReceipt] = {}
-        self.metadata: dict[str, bytes] = {}
+        self.channels: dict[str, Channel] = {}
         self.records: dict[str, Signed] = {}
         self.gone: frozenset[str] = frozenset()
         self.cursor = 0
@@ -55,15 +56,13 @@ class MemoryOfRelay:
                 del self.observed[node]
 
     async def learn(self, change: Learnt) -> None:
-        for name in change.dropped:
-            self.metadata.pop(name, None)
-        self.metadata.update(change.metadata)
+        self.channels.update({channel.fleet: channel for channel in change.channels})
         self.records.update(change.records)
         self.gone = change.gone
         self.cursor = change.cursor
 
     async def known(self) -> Known:
-        return restored(self.metadata, self.records, self.gone, self.cursor)
+        return restored(self.channels.values(), self.records, self.gone, self.cursor)
 
 
 class ScriptedHub:
@@ -106,6 +105,35 @@ class ScriptedHub:
         return max((r.heard for r in self.reports if r.node == node), default=None)
 
 
+class PublishedFiles:
+    """Believes everything, unless it is told to find a file forged."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.forged = ""
+        self.pinned: frozenset[str] = frozenset()
+        self._bundles: dict[str, dict[str, bytes]] = {}
+
+    async def offer(self, metadata: Mapping[str, bytes]) -> None:
+        if self.forged in metadata:
+            raise Untrusted(f"{self.forged} is not signed by a key of its role")
+        self.files.update(metadata)
+        self._bundles.clear()
+
+    async def bundle(self, fleet: str) -> Mapping[str, bytes]:
+        if fleet not in self._bundles:
+            own = channel_target(fleet)
+            self._bundles[fleet] = {
+                name: data
+                for name, data in self.files.items()
+                if name == own or not name.startswith("channels/")
+            }
+        return self._bundles[fleet]
+
+    def pin(self, digests: Collection[str]) -> None:
+        self.pinned = frozenset(digests)
+
+
 class WokenNodes:
     """Remembers who was woken."""
 
@@ -123,6 +151,6 @@ def receipt_sequence(signed: Signed) -> int:
 
 
 def _meets_its_port(
-    memory: MemoryOfRelay, hub: ScriptedHub, sleepers: WokenNodes
-) -> tuple[RelayMemory, HubLine, Sleepers]:
-    return memory, hub, sleepers
+    memory: MemoryOfRelay, hub: ScriptedHub, published: PublishedFiles, sleepers: WokenNodes
+) -> tuple[RelayMemory, HubLine, Published, Sleepers]:
+    return memory, hub, published, sleepers

@@ -6,7 +6,7 @@ from edgewise.model.errors import Untrusted
 from edgewise.protocol.channel import Bitmap, Channel, Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.sync import RelayNews, SyncRequest
-from edgewise.rollout.fanout import BUNDLE_FILE, Known, concerned, learn, news_for
+from edgewise.rollout.fanout import Known, Newer, concerned, learn, newer_for
 from edgewise.testing.relay_words import A, B, C, channel, news, record
 
 
@@ -24,24 +24,6 @@ RUN_A = {f"n{i}": A for i in range(4)}
 def test_an_older_channel_never_replaces_a_newer_one() -> None:
     known = knowing(news(channel(5, stable=B)), news(channel(4, stable=A)))
     assert known.channels["shops"].sequence == 5
-    assert known.metadata["channels/shops.json"] == encode(channel(5, stable=B))
-
-
-def test_numbered_role_files_are_replaced_and_roots_stay() -> None:
-    known = knowing(news(channel(1)), news(channel(2)))
-    assert sorted(known.metadata) == [
-        "1.builds.json",
-        "1.root.json",
-        "2.channels.json",
-        "2.snapshot.json",
-        "channels/shops.json",
-        "timestamp.json",
-    ]
-
-
-def test_what_a_newer_file_replaced_is_named_for_the_disk() -> None:
-    _, change = learn(knowing(news(channel(1))), news(channel(2)))
-    assert change.dropped == {"1.snapshot.json", "1.channels.json"}
 
 
 def test_the_same_news_twice_change_nothing() -> None:
@@ -123,46 +105,26 @@ def test_a_receipt_cannot_pass_as_a_record() -> None:
 
 def test_a_node_that_has_everything_is_held() -> None:
     known = knowing(news(channel(3, stable=A), records=FLEET))
-    request = SyncRequest(channel=3, fleet="shops", record=1)
-    assert news_for(known, "n1", request, acknowledged=0, hold_s=60) is None
+    assert newer_for(known, "n1", SyncRequest(channel=3, fleet="shops", record=1)) is None
 
 
-def test_a_node_that_lags_gets_channel_and_metadata_in_one_answer() -> None:
+def test_a_node_that_lags_is_told_of_its_fleets_channel() -> None:
     known = knowing(news(channel(3, stable=A), records=FLEET))
-    reply = news_for(
-        known, "n1", SyncRequest(channel=2, fleet="shops", record=1), acknowledged=0, hold_s=60
-    )
-    assert reply is not None
-    assert reply.record is None
-    assert sorted(reply.metadata) == [
-        "1.builds.json",
-        "1.root.json",
-        "3.channels.json",
-        "3.snapshot.json",
-        "channels/shops.json",
-        "timestamp.json",
-    ]
+    request = SyncRequest(channel=2, fleet="shops", record=1)
+    assert newer_for(known, "n1", request) == Newer(None, "shops")
 
 
-def test_a_node_gets_the_channel_of_its_own_fleet_only() -> None:
-    vans = Channel("vans", 7)
-    known = knowing(news(channel(3), vans, records=FLEET))
-    reply = news_for(known, "n1", SyncRequest(), acknowledged=0, hold_s=60)
-    assert reply is not None
-    assert "channels/vans.json" not in reply.metadata
-    assert reply.record == FLEET["n1"]
+def test_a_node_with_an_old_record_gets_the_new_one() -> None:
+    known = knowing(news(channel(3, stable=A), records=FLEET))
+    request = SyncRequest(channel=3, fleet="shops")
+    assert newer_for(known, "n1", request) == Newer(FLEET["n1"], "")
 
 
-def test_big_role_files_are_left_for_the_cache() -> None:
-    big = RelayNews({"2.builds.json": b"x" * (BUNDLE_FILE + 1)})
-    known = knowing(news(channel(3), records=FLEET), big)
-    reply = news_for(known, "n1", SyncRequest(), acknowledged=0, hold_s=60)
-    assert reply is not None
-    assert "2.builds.json" not in reply.metadata
+def test_the_channel_number_of_another_fleet_says_nothing() -> None:
+    known = knowing(news(channel(3), records=FLEET))
+    request = SyncRequest(channel=9, fleet="vans", record=1)
+    assert newer_for(known, "n1", request) == Newer(None, "shops")
 
 
-def test_a_node_without_a_record_yet_gets_its_receipts_acknowledged() -> None:
-    reply = news_for(Known(), "new", SyncRequest(), acknowledged=4, hold_s=60)
-    assert reply is not None
-    assert reply.acknowledged == 4
-    assert news_for(Known(), "new", SyncRequest(), acknowledged=0, hold_s=60) is None
+def test_a_node_that_the_hub_has_not_told_about_yet_is_held() -> None:
+    assert newer_for(Known(), "new", SyncRequest()) is None

@@ -14,7 +14,7 @@ from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.report import Observation
 from edgewise.protocol.sync import NodeReport
 from edgewise.rollout.fanin import KeptReceipt, Settled
-from edgewise.rollout.fanout import Known, Learnt, restored
+from edgewise.rollout.fanout import Known, Learnt, read_channel, restored
 from edgewise.rollout.relay_ports import RelayMemory
 
 _FULL = sqlite3.SQLITE_FULL
@@ -98,11 +98,8 @@ class SqliteRelayMemory:
     async def learn(self, change: Learnt) -> None:
         def write(connection: sqlite3.Connection) -> None:
             connection.executemany(
-                "DELETE FROM metadata WHERE name = ?", [(name,) for name in change.dropped]
-            )
-            connection.executemany(
-                "INSERT OR REPLACE INTO metadata (name, body) VALUES (?, ?)",
-                change.metadata.items(),
+                "INSERT OR REPLACE INTO channels (fleet, body) VALUES (?, ?)",
+                [(channel.fleet, encode(channel)) for channel in change.channels],
             )
             connection.executemany(
                 "INSERT OR REPLACE INTO records (node, body) VALUES (?, ?)",
@@ -120,14 +117,16 @@ class SqliteRelayMemory:
 
     async def known(self) -> Known:
         def read(connection: sqlite3.Connection) -> Known:
-            metadata = {r["name"]: r["body"] for r in connection.execute("SELECT * FROM metadata")}
+            channels = [
+                read_channel(row["body"]) for row in connection.execute("SELECT body FROM channels")
+            ]
             records = {
                 row["node"]: _signed(row["body"])
                 for row in connection.execute("SELECT * FROM records")
             }
             gone = [row["node"] for row in connection.execute("SELECT node FROM gone")]
             cursor = connection.execute("SELECT value FROM cursor").fetchone()
-            return restored(metadata, records, gone, cursor["value"] if cursor else 0)
+            return restored(channels, records, gone, cursor["value"] if cursor else 0)
 
         return await self._database.run(read)
 

@@ -16,7 +16,7 @@ CREATE TABLE receipts (
 );
 
 -- What it has from the hub and serves to its nodes.
-CREATE TABLE metadata (name TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE channels (fleet TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE records (node TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE gone (node TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE cursor (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
