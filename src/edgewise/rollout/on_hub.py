@@ -112,6 +112,7 @@ class Rollouts:
         self._notices: dict[str, Notice] = {}
         self._questions: list[tuple[str, AskGate, Gate]] = []
         self._strays: list[Receipt] = []
+        self._summaries: dict[str, RolloutSummary] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
@@ -506,7 +507,23 @@ class Rollouts:
     ) -> tuple[RolloutSummary, ...]:
         """Newest first."""
         found = await self._out.store.rollouts(fleet, limit=limit, after=after)
-        return tuple([(await self.detail(s.plan.id)).summary for s in found])
+        return tuple([await self._summary(s) for s in found])
+
+    async def _summary(self, saved: Saved) -> RolloutSummary:
+        """An ended rollout never changes again: its rows are counted once."""
+        identifier = saved.plan.id
+        if (known := self._summaries.get(identifier)) is not None:
+            return known
+        for live in self._lives.values():
+            if live.state is not None and live.saved and live.saved.plan.id == identifier:
+                return views.summary(live.saved, *views.tally(live.state.table.rows))
+        rows = Table(saved.plan, await self._out.store.rows(identifier)).rows
+        summary = views.summary(saved, *views.tally(rows))
+        if saved.ended is not None:
+            if len(self._summaries) >= TOPICS_KEPT:
+                del self._summaries[next(iter(self._summaries))]
+            self._summaries[identifier] = summary
+        return summary
 
     async def detail(self, identifier: str) -> RolloutDetail:
         """One rollout with its stages, log and failures. Raises NotFound."""

@@ -133,6 +133,8 @@ class Baking(msgspec.Struct, frozen=True, tag=True):
     until: datetime
     gates: tuple[GateRecord, ...] = ()
     reason: str = ""
+    extended: bool = False
+    """It was made longer once, because the hub was away when it should have ended."""
 
 
 Active = Progressing | WaitingForTargets | WaitingForApproval | Baking

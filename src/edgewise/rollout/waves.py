@@ -120,10 +120,11 @@ def _take(draft: Draft, event: Event) -> None:
             draft.course = _replace(draft.course, grace_until=draft.now + wait)
             if isinstance(draft.head, Baking):  # questions asked before are lost
                 gates = tuple(_replace(g, asked=None) for g in draft.head.gates)
-                # It ended while nobody watched: the nodes get time to say how they are.
-                over = draft.head.until <= draft.now
-                until = draft.now + wait if over else draft.head.until
-                draft.head = _replace(draft.head, gates=gates, until=until)
+                baking = _replace(draft.head, gates=gates)
+                if baking.until <= draft.now and not baking.extended:
+                    # It ended while nobody watched: nodes get time to say how they are.
+                    baking = _replace(baking, until=draft.now + wait, extended=True)
+                draft.head = baking
         case Left(index):
             evidence.leave(draft, index, "left the fleet", "Skipped")
         case HoldChanged(index, held):
