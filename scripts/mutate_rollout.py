@@ -67,11 +67,7 @@ BUGS = (
         "index = fleet.state.next_index",
         "index = len([m for m in fleet.members.values() if not m.gone])",
     ),
-    (
-        "fleet.py",
-        "return old if new == old else",
-        "return new if new == old else new if False else",
-    ),
+    ("fleet.py", "sequence=old.sequence + 1", "sequence=old.sequence"),
     (
         "fleet.py",
         "if not m.gone and (m.runs or self.is_held(n))",

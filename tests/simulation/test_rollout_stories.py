@@ -55,6 +55,8 @@ async def test_a_good_release_reaches_every_node_in_stages():
     assert {n.running for n in fleet.nodes.values()} == {TWO}
     newest = (await fleet.engine.rollouts())[0]
     assert (newest.state, newest.succeeded, newest.failed) == ("Succeeded", 10, 0)
+    sequences = [c.sequence for c in fleet.board.channels]
+    assert sequences == sorted(set(sequences)), "every channel is newer than the one before"
 
 
 async def test_a_bad_release_is_caught_at_the_canary_and_taken_back():

@@ -37,6 +37,7 @@ from edgewise.rollout.ports import (
     Notice,
     Notices,
     RolloutStore,
+    Saved,
 )
 from edgewise.rollout.presence import Presence
 from edgewise.rollout.states import (
@@ -514,9 +515,10 @@ class Rollouts:
         identifier = saved.plan.id
         if (known := self._summaries.get(identifier)) is not None:
             return known
-        for live in self._lives.values():
-            if live.state is not None and live.saved and live.saved.plan.id == identifier:
-                return views.summary(live.saved, *views.tally(live.state.table.rows))
+        live = self._lives.get(saved.plan.fleet)
+        if live is not None and live.state is not None and live.plan is not None:
+            if live.plan.id == identifier:
+                return views.summary(saved, *views.tally(live.state.table.rows))
         rows = Table(saved.plan, await self._out.store.rows(identifier)).rows
         summary = views.summary(saved, *views.tally(rows))
         if saved.ended is not None:

@@ -6,10 +6,12 @@ from fleet_of import NEW, OLD, Play, percent, plan, stage
 
 from edgewise.model.quantity import Share
 from edgewise.model.rules import Gate, RolloutRules
+from edgewise.rollout import waves
 from edgewise.rollout.states import (
     GateAnswered,
     HoldChanged,
     Left,
+    Online,
     Restarted,
     RulesChanged,
     Supersede,
@@ -133,6 +135,12 @@ def test_a_gate_is_asked_while_the_stage_bakes_and_has_to_pass():
     assert play.head == "Baking"
     play.do(GateAnswered(0, "cpu", "Pass", ""))
     assert play.wave == {0, 1, 2, 3}
+
+
+def test_a_gate_that_has_not_answered_has_not_passed():
+    play = gated().wait(15)
+    assert (play.head, play.reason) == ("Baking", "gate cpu has not passed yet")
+    assert play.wave == {0, 1}
 
 
 def test_a_gate_that_fails_as_often_as_its_limit_rolls_back():
@@ -300,7 +308,7 @@ def test_a_receipt_from_a_node_that_was_not_told_never_counts():
 def test_repeated_and_late_receipts_change_nothing():
     play = Play(plan(2, 1))
     old, new = play.receipt(0), play.receipt(0, "Failed", reason="died later")
-    play.do(new, old, new)
+    play.do(new, new, old)
     assert play.node(0) == "Failed"
 
 
@@ -412,3 +420,13 @@ def test_commands_that_make_no_sense_are_refused_with_the_state():
     play.command("pause").command("pause")
     assert play.last.refused == {"pause": "rollout r1 is Paused"}
     assert OLD != NEW
+
+
+def test_after_a_restart_node_timeout_still_counts_from_the_first_contact():
+    play = Play(plan(2, on_failure="Pause")).wait(20)
+    play.heard(0, 1)
+    rows = dict(play.table.rows)
+    play.state = waves.resume_from(play.plan, play.state.head, play.state.course, rows)
+    play.do(Restarted(), Online(0), Online(1)).wait(29)
+    assert play.node(0) == "Dispatched"
+    assert play.wait(1).node(0) == "Failed"
