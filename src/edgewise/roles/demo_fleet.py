@@ -1,0 +1,199 @@
+"""What the demo deploys: a small fleet repo and a small program, as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+REGIONS = ("east", "west")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoNode:
+    """One node of the demo: where it is, when it is updated, and its port."""
+
+    name: str
+    region: str
+    ring: Literal["canary", "early", "stable"]
+    port: int
+
+
+def demo_nodes(count: int, relays: int, first_port: int) -> tuple[DemoNode, ...]:
+    """``count`` nodes spread over the regions; two canaries, a sixth of them early."""
+    nodes = []
+    for number in range(count):
+        ring: Literal["canary", "early", "stable"] = "stable"
+        if number < 2:
+            ring = "canary"
+        elif number < 2 + max(1, count // 6):
+            ring = "early"
+        region = region_name(number % max(1, relays))
+        nodes.append(DemoNode(f"node-{number + 1:02d}", region, ring, first_port + number))
+    return tuple(nodes)
+
+
+def region_name(number: int) -> str:
+    """east, west, then region-3 and so on."""
+    return REGIONS[number] if number < len(REGIONS) else f"region-{number + 1}"
+
+
+def fleet_repo(nodes: tuple[DemoNode, ...], version: str, greeting: str) -> dict[str, str]:
+    """The fleet repo: path to text."""
+    rows = "\n".join(
+        f"    - {{name: {n.name}, labels: "
+        f'{{region: {n.region}, ring: {n.ring}, port: "{n.port}"}}}}'
+        for n in nodes
+    )
+    return {
+        "edgewise.yaml": _WORKSPACE,
+        "nodes/shops.yaml": _NODES.format(rows=rows),
+        "fleets/shops.yaml": _FLEET,
+        "apps/hello.yaml": _APP.format(version=version),
+        "configs/greeting.yaml": _CONFIG.format(greeting=greeting),
+        "policies/careful.yaml": _POLICY,
+    }
+
+
+def program(version: str, *, healthy: bool) -> dict[str, str]:
+    """The app's tree: a real HTTP server, and the check that asks it. Path to text.
+
+    The bad one starts, answers its health check with 500, and so never becomes ready.
+    """
+    return {
+        "bin/hello": _PROGRAM.format(version=version, status=200 if healthy else 500),
+        "bin/check": _CHECK,
+        "share/catalogue.txt": "".join(f"{i:06d} {version} item\n" for i in range(20_000)),
+    }
+
+
+_WORKSPACE = """\
+apiVersion: edgewise.dev/v1
+kind: Workspace
+metadata:
+  name: demo
+spec:
+  paths: [nodes, fleets, apps, configs, policies]
+"""
+
+_NODES = """\
+apiVersion: edgewise.dev/v1
+kind: NodeSet
+metadata:
+  name: shops
+spec:
+  nodes:
+{rows}
+"""
+
+_FLEET = """\
+apiVersion: edgewise.dev/v1
+kind: Fleet
+metadata:
+  name: shops
+spec:
+  selector:
+    matchExpressions:
+    - {key: ring, operator: In, values: [canary, early, stable]}
+  apps:
+  - {ref: {name: hello}}
+  configs:
+  - {ref: {name: greeting}}
+  rolloutPolicyRef: {name: careful}
+"""
+
+_APP = """\
+apiVersion: edgewise.dev/v1
+kind: App
+metadata:
+  name: hello
+spec:
+  type: process
+  artifact: {{ref: hello, version: {version}}}
+  command: [bin/hello]
+  env:
+    PORT: "{{{{ node.labels.port }}}}"
+  probes:
+    startup:
+      exec: {{command: [bin/check]}}
+      periodSeconds: 1
+      timeoutSeconds: 3
+      failureThreshold: 5
+    liveness:
+      exec: {{command: [bin/check]}}
+      periodSeconds: 5
+      timeoutSeconds: 3
+      failureThreshold: 3
+  healthPolicy: {{minReady: 1s}}
+"""
+
+_CONFIG = """\
+apiVersion: edgewise.dev/v1
+kind: Config
+metadata:
+  name: greeting
+spec:
+  files:
+  - path: /etc/shop/greeting.txt
+    mode: "0644"
+    content: |
+      {greeting} from {{{{ node.labels.region }}}}
+"""
+
+_POLICY = """\
+apiVersion: edgewise.dev/v1
+kind: RolloutPolicy
+metadata:
+  name: careful
+spec:
+  stages:
+  - name: canary
+    selector: {matchLabels: {ring: canary}}
+    minTargets: 1
+    successThreshold: 100%
+    bake: 1s
+  - name: early
+    selector: {matchLabels: {ring: early}}
+    successThreshold: 100%
+    bake: 1s
+  - name: rest
+    maxConcurrent: 50%
+    successThreshold: 90%
+  failureThreshold: 10%
+  nodeTimeout: 2m
+  offline:
+    treatAs: Deferred
+"""
+
+_PROGRAM = """\
+#!/usr/bin/env python3
+\"\"\"A shop's till, as far as the demo needs one: an HTTP server that greets.\"\"\"
+import http.server
+import os
+
+
+class Till(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"hello {version}\\n"
+        self.send_response({status})
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+print("hello {version} serves on", os.environ["PORT"], flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Till).serve_forever()
+"""
+
+_CHECK = """\
+#!/usr/bin/env python3
+import http.client
+import os
+import sys
+
+line = http.client.HTTPConnection("127.0.0.1", int(os.environ["PORT"]), timeout=2)
+line.request("GET", "/")
+sys.exit(line.getresponse().status != 200)
+"""
