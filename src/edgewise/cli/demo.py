@@ -1,0 +1,377 @@
+"""``edgewise demo``: the whole story on this machine, with real processes over mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from edgewise.cli.client import Client, Context
+from edgewise.cli.session import Session
+from edgewise.cli.story import Story, until
+from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson
+from edgewise.protocol.api import (
+    HubStatus,
+    NodeSummary,
+    RolloutDetail,
+    RolloutSummary,
+    TokenCreated,
+    TokenRequest,
+    Trace,
+)
+from edgewise.roles.demo_fleet import DemoNode, demo_nodes, fleet_repo, program, region_name
+from edgewise.roles.laptop import Laptop, Link, laptop, resident_mb
+from edgewise.runtime.clock import SystemClock
+
+T = TypeVar("T")
+Figures = dict[str, float | str]
+
+_WITHIN = timedelta(seconds=60)
+_MOST_NODES = 100
+
+
+def verb(
+    ctx: typer.Context,
+    nodes: Annotated[int, typer.Option(help="How many agents.")] = 12,
+    relays: Annotated[int, typer.Option(help="How many relays, one region each.")] = 2,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the steps and figures here.")
+    ] = None,
+) -> None:
+    if not 4 <= nodes <= _MOST_NODES:
+        raise BadUsage(f"--nodes {nodes}: the story needs 4 to {_MOST_NODES} nodes")
+    if not 1 <= relays <= nodes // 2:
+        raise BadUsage(f"--relays {relays}: 1 to {nodes // 2} for {nodes} nodes")
+    quiet = Session.of(ctx).as_json
+    console = Console(stderr=quiet, highlight=False)
+    story = Story(SystemClock(), console)
+    ok = asyncio.run(_tell(story, console, DemoSize(nodes, relays), keep=keep))
+    if json_file is not None:
+        story.save(json_file, finished=ok)
+    if quiet:
+        Session.of(ctx).json(story.report(finished=ok))
+    raise typer.Exit(0 if ok else 4)
+
+
+class DemoSize:
+    """How large the demo is, and the names of what is in it."""
+
+    def __init__(self, nodes: int, relays: int) -> None:
+        self.nodes = demo_nodes(nodes, relays, _free_ports(nodes))
+        self.regions = tuple(region_name(number) for number in range(relays))
+
+    def of_region(self, region: str) -> tuple[DemoNode, ...]:
+        """The nodes of one region."""
+        return tuple(node for node in self.nodes if node.region == region)
+
+
+async def _tell(story: Story, console: Console, size: DemoSize, *, keep: bool) -> bool:
+    directory = Path(tempfile.mkdtemp(prefix="edgewise-demo-"))
+    console.print(f"everything lives in {directory}, and goes with it at the end")
+    ok = False
+    try:
+        async with AsyncExitStack() as stack:
+            demo = Demo(await stack.enter_async_context(laptop(directory)), size)
+            try:
+                await demo.tell(story)
+                ok = True
+            except EdgewiseError as error:
+                # The step has said what went wrong; what remains is where to look.
+                console.print(f"[red]the story ends here[/red]: {error}; logs: {directory}/logs")
+            if keep:
+                console.print(
+                    f"running; try: edgewise --context {demo.data} status   (Ctrl-C ends)"
+                )
+                await asyncio.Event().wait()
+    finally:
+        if ok or keep:
+            shutil.rmtree(directory, ignore_errors=True)
+    if ok:
+        report = story.report(finished=True)
+        console.print(f"[bold green]every step held[/bold green], {report.seconds:.0f} s in all")
+    return ok
+
+
+class Demo:
+    """The fleet on this laptop and what is done to it."""
+
+    def __init__(self, fleet: Laptop, size: DemoSize) -> None:
+        self._fleet = fleet
+        self._size = size
+        self._links: dict[str, Link] = {}
+        self._repo = fleet.directory / "shops"
+        self._last = ""
+        self.data = fleet.directory / "hub"
+
+    async def tell(self, story: Story) -> None:
+        """All steps; raises at the first that does not hold."""
+        await story.step("a hub starts", self.start_hub)
+        await story.step("relays and agents join with one-time tokens", self.join_everybody)
+        await story.step("an artifact is built, signed and published", self.publish_good)
+        await story.step("a good commit reaches the fleet in stages", self.push_good)
+        await story.step("the program answers on every node", self.ask_every_node)
+        await story.step("a bad commit stops at the canary and comes back", self.push_bad)
+        await story.step("a region is cut off and the rest moves on", self.cut_region)
+        await story.step("the region is back and catches up", self.mend_region)
+        await story.step("a commit is traced to every node", self.trace)
+        await story.step("what it took", self.measure)
+
+    async def start_hub(self) -> Figures:
+        """A hub with its own git repository."""
+        await self._fleet.start(
+            "hub",
+            ("hub", "--data", str(self.data), "--listen", "127.0.0.1:0", "--org", "demo"),
+            self.data / "ready.json",
+        )
+        return {"url": self._client().context.told.url}
+
+    async def join_everybody(self) -> Figures:
+        """Relays through a line that can be cut; agents through their region's relay."""
+        hub = self._client().context.told.url.removeprefix("https://")
+        host, _, port = hub.partition(":")
+        for region in self._size.regions:
+            link = await self._fleet.link(host, int(port))
+            self._links[region] = link
+            token = await self._token(TokenRequest("relay", {}, region))
+            state = self._fleet.directory / f"relay-{region}"
+            await self._fleet.start(
+                f"relay-{region}",
+                (
+                    "relay", "--state", str(state), "--name", region, "--join", token,
+                    "--hub", f"https://127.0.0.1:{link.port}", "--listen", "127.0.0.1:0",
+                ),
+                state / "ready.json",
+            )  # fmt: skip
+        await asyncio.gather(*(self._start_node(node) for node in self._size.nodes))
+        await self._until(lambda: self._online() == len(self._size.nodes), "all nodes online")
+        return {"relays": len(self._size.regions), "nodes": len(self._size.nodes)}
+
+    async def _start_node(self, node: DemoNode) -> None:
+        request = TokenRequest(
+            "node", {"region": node.region, "ring": node.ring}, node.region, via=node.region
+        )
+        token = await self._token(request)
+        state = self._fleet.directory / node.name
+        await self._fleet.start(
+            node.name,
+            (
+                "agent", "--state", str(state), "--name", node.name, "--join", token,
+                "--root", str(state / "root"), "--stop-apps",
+            ),
+            state / "ready.json",
+        )  # fmt: skip
+
+    async def publish_good(self) -> Figures:
+        """Version 1.0.0 for this machine's platform."""
+        return await self._publish("1.0.0", healthy=True)
+
+    async def push_good(self) -> Figures:
+        """The first commit: hello 1.0.0 everywhere."""
+        return await self._push("1.0.0", "good morning", "Roll out hello 1.0.0", "Succeeded")
+
+    async def ask_every_node(self) -> Figures:
+        """A real HTTP request to every app."""
+        answers = {await asyncio.to_thread(_hello, node.port) for node in self._size.nodes}
+        if answers != {"hello 1.0.0"}:
+            raise NeedsPerson(f"the apps answer {sorted(answers)}, not hello 1.0.0")
+        return {"answers": len(self._size.nodes), "each says": "hello 1.0.0"}
+
+    async def push_bad(self) -> Figures:
+        """hello 1.1.0 never becomes healthy."""
+        await self._publish("1.1.0", healthy=False)
+        figures = await self._push("1.1.0", "good noon", "Roll out hello 1.1.0", "RolledBack")
+        touched = int(figures["nodes_touched"])
+        canaries = sum(node.ring == "canary" for node in self._size.nodes)
+        if touched > canaries:
+            raise NeedsPerson(f"{touched} nodes ran the bad release; only {canaries} are canaries")
+        await self.ask_every_node()
+        return figures
+
+    async def cut_region(self) -> Figures:
+        """The last region loses its line to the hub; its apps keep answering."""
+        away = self._size.regions[-1]
+        self._links[away].cut()
+        await self._publish("1.2.0", healthy=True)
+        commit = await self._commit("1.2.0", "good evening", "Roll out hello 1.2.0")
+        here = [node for node in self._size.nodes if node.region != away] or []
+        await self._until(lambda: all(_says(n, "hello 1.2.0") for n in here), "the rest on 1.2.0")
+        gone = self._size.of_region(away)
+        if not all(_says(node, "hello 1.0.0") for node in gone):
+            raise NeedsPerson(f"an app in the cut-off region {away} does not answer any more")
+        self._last = commit
+        return {"moved": len(here), "cut off and still serving": len(gone)}
+
+    async def mend_region(self) -> Figures:
+        """The line is back: nodes go straight to the newest release."""
+        away = self._size.regions[-1]
+        self._links[away].mend()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        gone = self._size.of_region(away)
+        await self._until(lambda: all(_says(n, "hello 1.2.0") for n in gone), f"{away} on 1.2.0")
+        seconds = round(loop.time() - begun, 2)
+        await self._until(lambda: self._ended(self._last), "the rollout's end")
+        return {"caught up in s": seconds}
+
+    async def trace(self) -> Figures:
+        """Every node has a receipt for the last commit."""
+
+        def all_running() -> Trace | None:
+            trace = self._client().get(f"/v1/commits/{self._last}", Trace)
+            running = sum(node.state == "Running" for node in trace.nodes)
+            return trace if running == len(self._size.nodes) else None
+
+        trace = await until(all_running, what="a receipt from every node", within=_WITHIN)
+        return {
+            "receipts": len(trace.nodes),
+            "bytes_fetched_mb": round(trace.bytes_fetched / 1e6, 2),
+            "bytes_full_mb": round(trace.bytes_full / 1e6, 2),
+        }
+
+    async def measure(self) -> Figures:
+        """Memory of each role."""
+        processes = self._fleet.processes
+        agents = [resident_mb(processes[node.name].pid) for node in self._size.nodes]
+        return {
+            "hub_rss_mb": round(resident_mb(processes["hub"].pid), 1),
+            "relay_rss_mb": round(
+                max(resident_mb(processes[f"relay-{r}"].pid) for r in self._size.regions), 1
+            ),
+            "agent_rss_mb": round(max(agents), 1),
+        }
+
+    # What the steps are made of
+
+    def _client(self) -> Client:
+        return Client(Context.find(str(self.data)))
+
+    async def _token(self, request: TokenRequest) -> str:
+        made = await asyncio.to_thread(
+            lambda: self._client().post("/v1/tokens", request, TokenCreated)
+        )
+        return made.token
+
+    async def _edgewise(self, *arguments: str) -> str:
+        return await self._fleet.run(
+            sys.executable, "-m", "edgewise", "--context", str(self.data), *arguments
+        )
+
+    async def _publish(self, version: str, *, healthy: bool) -> Figures:
+        tree = self._fleet.directory / f"hello-{version}"
+        for path, text in program(version, healthy=healthy).items():
+            file = tree / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o755 if path.startswith("bin/") else 0o644)
+        built = self._fleet.directory / "built"
+        await self._edgewise(
+            "artifact", "build", str(tree), "--name", "hello", "--version", version,
+            "--platform", "linux/amd64", "--platform", "linux/arm64", "--to", str(built),
+        )  # fmt: skip
+        await self._edgewise("artifact", "publish", "hello", version, "--from", str(built))
+        size = sum(file.stat().st_size for file in tree.rglob("*") if file.is_file())
+        return {"artifact": f"hello {version}", "tree_mb": round(size / 1e6, 2)}
+
+    async def _commit(self, version: str, greeting: str, message: str) -> str:
+        """Commit this version to the fleet repo and push it; returns the commit id."""
+        if not self._repo.exists():
+            await self._fleet.run("git", "init", "-q", "-b", "main", str(self._repo))
+        for path, text in fleet_repo(self._size.nodes, version, greeting).items():
+            file = self._repo / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        git = ("git", "-C", str(self._repo), "-c", "user.name=Demo", "-c", "user.email=demo@shop")
+        await self._fleet.run(*git, "add", "-A")
+        await self._fleet.run(*git, "commit", "-q", "-m", message)
+        await self._edgewise("push", "-C", str(self._repo))
+        return await self._fleet.run(*git, "rev-parse", "HEAD")
+
+    async def _push(self, version: str, greeting: str, message: str, end: str) -> Figures:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        commit = await self._commit(version, greeting, message)
+        rollout = await self._until(lambda: self._ended(commit), f"{message}: {end}")
+        detail = await asyncio.to_thread(
+            lambda: self._client().get(f"/v1/rollouts/{rollout.id}", RolloutDetail)
+        )
+        if rollout.state != end:
+            raise NeedsPerson(f"the rollout ended {rollout.state}, not {end}: {rollout.reason}")
+        untouched = {"Queued", "Deferred", "Held", "Skipped"}
+        touched = sum(
+            count
+            for stage in detail.stages
+            for state, count in stage.counts.items()
+            if state not in untouched
+        )
+        return {
+            "state": rollout.state,
+            "reason": rollout.reason,
+            "stages": ", ".join(f"{s.name} {s.total}" for s in detail.stages),
+            "nodes_touched": touched,
+            "push_to_end_s": round(loop.time() - begun, 2),
+        }
+
+    def _ended(self, commit: str) -> RolloutSummary | None:
+        trace = self._client().get(f"/v1/commits/{commit}", Trace)
+        if trace.problems:
+            raise NeedsPerson("; ".join(map(str, trace.problems)))
+        return next((one for one in trace.rollouts if one.ended is not None), None)
+
+    def _online(self) -> int:
+        page = self._client().pages("/v1/nodes", NodeSummary)
+        return sum(node.online for node in page.items)
+
+    def status(self) -> HubStatus:
+        """As ``edgewise status`` shows it."""
+        return self._client().get("/v1/status", HubStatus)
+
+    async def _until(self, ask: Callable[[], T], what: str) -> T:
+        """Until the answer is neither None nor False."""
+        return await until(lambda: ask() or None, what=what, within=_WITHIN)
+
+
+def _hello(port: int) -> str:
+    """What the app on this port answers; empty when it does not."""
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        line.request("GET", "/")
+        return line.getresponse().read(100).decode().strip()
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        line.close()
+
+
+def _says(node: DemoNode, words: str) -> bool:
+    return _hello(node.port) == words
+
+
+def _free_ports(count: int) -> int:
+    """The first of ``count`` loopback ports in a row that nobody listens on."""
+    for first in range(21_000, 31_000, _MOST_NODES):
+        sockets = []
+        try:
+            for port in range(first, first + count):
+                one = socket.socket()
+                sockets.append(one)
+                one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        else:
+            return first
+        finally:
+            for one in sockets:
+                one.close()
+    raise NeedsPerson(f"there are no {count} free ports in a row on 127.0.0.1")
