@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -34,7 +34,6 @@ from edgewise.roles.demo_fleet import DemoNode, demo_nodes, fleet_repo, program,
 from edgewise.roles.laptop import Laptop, Link, laptop, resident_mb
 from edgewise.runtime.clock import SystemClock
 
-T = TypeVar("T")
 Figures = dict[str, float | str]
 
 _WITHIN = timedelta(seconds=60)
@@ -222,7 +221,7 @@ class Demo:
         gone = self._size.of_region(away)
         await self._until(lambda: all(_says(n, "hello 1.2.0") for n in gone), f"{away} on 1.2.0")
         seconds = round(loop.time() - begun, 2)
-        await self._until(lambda: self._ended(self._last), "the rollout's end")
+        await self._until(lambda: self._ended(self._last) is not None, "the rollout's end")
         return {"caught up in s": seconds}
 
     async def trace(self) -> Figures:
@@ -302,7 +301,7 @@ class Demo:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         commit = await self._commit(version, greeting, message)
-        rollout = await self._until(lambda: self._ended(commit), f"{message}: {end}")
+        rollout = await until(lambda: self._ended(commit), what=f"{message}: {end}", within=_WITHIN)
         detail = await asyncio.to_thread(
             lambda: self._client().get(f"/v1/rollouts/{rollout.id}", RolloutDetail)
         )
@@ -337,9 +336,8 @@ class Demo:
         """As ``edgewise status`` shows it."""
         return self._client().get("/v1/status", HubStatus)
 
-    async def _until(self, ask: Callable[[], T], what: str) -> T:
-        """Until the answer is neither None nor False."""
-        return await until(lambda: ask() or None, what=what, within=_WITHIN)
+    async def _until(self, ask: Callable[[], bool], what: str) -> None:
+        await until(lambda: ask() or None, what=what, within=_WITHIN)
 
 
 def _hello(port: int) -> str:

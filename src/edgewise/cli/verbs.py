@@ -24,6 +24,7 @@ class Verb:
 VERBS = (
     Verb("init", "init", "Write a starter fleet repo that passes.", _SETUP),
     Verb("validate", "validate", "Check a fleet repo without a hub: file, line, hint.", _SETUP),
+    Verb("demo", "demo", "The whole story on this machine, in under three minutes.", _SETUP),
     Verb("plan", "plan", "Say exactly what a commit would do, before anything moves.", _CHANGE),
     Verb("push", "push", "Push the fleet repo to the hub; --wait follows the rollout.", _CHANGE),
     Verb("rollout", "rollout", "Watch, approve, pause, resume, abort or retry rollouts.", _CHANGE),
