@@ -38,5 +38,6 @@ VERBS = (
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What exactly a release puts on nodes.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
+    Verb("schema", "schema", "JSON Schemas of the documents, for editors and CI.", _SETUP),
     Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),
 )

@@ -53,3 +53,24 @@ def test_a_mistake_is_told_with_file_and_line_and_exit_code_4(cli: Any, repo: Pa
 
 def test_a_directory_that_is_none_is_wrong_usage(cli: Any, tmp_path: Path) -> None:
     assert cli("validate", str(tmp_path / "gone")).code == 2
+
+
+def test_every_kind_has_a_schema_that_knows_its_fields(cli: Any, tmp_path: Path) -> None:
+    kinds = cli("schema").out.split()
+    assert cli("schema", "-o", "json").json == kinds
+    assert {"App", "Fleet", "RolloutPolicy", "Workspace"} <= set(kinds)
+    assert cli("schema", "--write", str(tmp_path)).code == 0
+    for kind in kinds:
+        one = cli("schema", kind)
+        assert (tmp_path / f"{kind}.json").read_text() == one.out
+        named = one.json["$ref"].rpartition("/")[2]
+        fields = one.json["$defs"][named]
+        assert fields["properties"]["kind"] == {"enum": [kind]}
+        assert fields["additionalProperties"] is False
+        assert {"apiVersion", "metadata", "spec"} <= set(fields["properties"])
+
+
+def test_a_kind_that_does_not_exist_names_those_that_do(cli: Any) -> None:
+    done = cli("schema", "Ap")
+    assert done.code == 2
+    assert "App" in done.err
