@@ -11,10 +11,9 @@ import pytest
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.hub import SqliteHub
 from edgewise.model.errors import Conflict
-from edgewise.net.api.ports import KeptReceipt, KeptRecord, ReceiptQuery, Sighting
+from edgewise.net.api.ports import KeptRecord
 from edgewise.protocol.audit import next_line, verify_chain
 from edgewise.protocol.channel import Signed
-from edgewise.protocol.report import Observation, Receipt
 from edgewise.testing.hub import MemoryHub
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,44 +28,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     database = Database.open(tmp_path / "hub.db")
     yield SqliteHub(database)
     database.close()
-
-
-def kept(node: str, sequence: int, release: str = "r") -> KeptReceipt:
-    receipt = Receipt(node, sequence, "Succeeded", release, release, "x", AT)
-    return KeptReceipt(receipt, Signed("receipt/1", b"p", "k", b"s"))
-
-
-async def test_the_newest_contact_of_each_node_is_kept(store: Store) -> None:
-    await store.save_sightings([Sighting("a", AT, "hub"), Sighting("b", AT, "hub")])
-    newer = Sighting("a", AT, "frankfurt", Observation(running="r1"))
-    await store.save_sightings([newer])
-    await store.forget_sighting("b")
-    await store.forget_sighting("b")
-    assert await store.sightings() == (newer,)
-
-
-async def test_a_repeated_receipt_changes_nothing(store: Store) -> None:
-    await store.add_receipts([kept("a", 1), kept("a", 2)])
-    await store.add_receipts([kept("a", 2, "other")])
-    assert await store.receipts(ReceiptQuery("a")) == (kept("a", 2), kept("a", 1))
-
-
-async def test_receipts_are_found_by_release_and_limited(store: Store) -> None:
-    await store.add_receipts([kept(n, i, f"r{i}") for n in "ab" for i in range(1, 5)])
-    found = await store.receipts(ReceiptQuery(releases=("r2", "r4")))
-    assert [(k.receipt.node, k.receipt.sequence) for k in found] == [
-        ("a", 4),
-        ("a", 2),
-        ("b", 4),
-        ("b", 2),
-    ]
-    assert len(await store.receipts(ReceiptQuery(limit=3))) == 3
-
-
-async def test_a_chatty_node_keeps_its_newest_thousand_receipts(store: Store) -> None:
-    await store.add_receipts([kept("a", i) for i in range(1, 1201)])
-    found = await store.receipts(ReceiptQuery("a", limit=5000))
-    assert [k.receipt.sequence for k in found] == list(range(1200, 200, -1))
 
 
 async def test_a_record_replaces_the_one_before_and_a_mark_stays(store: Store) -> None:

@@ -78,3 +78,38 @@ class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     def keys(self) -> frozenset[str]:
         """The label keys that the answer depends on."""
         return frozenset(self.match_labels) | {r.key for r in self.match_expressions}
+
+
+_TERM = re.compile(
+    r"\s*(?:(?P<absent>!)\s*(?P<no>[^\s,=!()]+)"
+    r"|(?P<key>[^\s,=!()]+)\s*(?:(?P<sign>==?|!=)\s*(?P<value>[^\s,=!()]*)"
+    r"|\s(?P<word>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|$)"
+)
+
+
+def parse_selector(text: str) -> Selector:
+    """A selector as kubectl takes it: ``a=b,c!=d,key,!key,e in (x,y),f notin (z)``.
+
+    Raises ValueError with the part that cannot be read.
+    """
+    requirements = []
+    position = 0
+    while position < len(text):
+        term = _TERM.match(text, position)
+        if term is None:
+            raise ValueError(
+                f"selector {text[position:][:100]!r} is not like site=berlin,!retired,ring in (a,b)"
+            )
+        position = term.end()
+        if term["absent"]:
+            requirements.append(Requirement(term["no"], "DoesNotExist"))
+        elif term["sign"]:
+            operator: Literal["In", "NotIn"] = "NotIn" if term["sign"] == "!=" else "In"
+            requirements.append(Requirement(term["key"], operator, (term["value"],)))
+        elif term["word"]:
+            operator = "In" if term["word"] == "in" else "NotIn"
+            values = tuple(value.strip() for value in term["values"].split(","))
+            requirements.append(Requirement(term["key"], operator, values))
+        else:
+            requirements.append(Requirement(term["key"], "Exists"))
+    return Selector({}, tuple(requirements))

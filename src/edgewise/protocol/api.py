@@ -155,6 +155,9 @@ class HubStatus(msgspec.Struct, frozen=True):
     held: tuple[HeldChange, ...] = ()
     unplaced: int = 0
     """Nodes that no fleet selects."""
+    audit_lines: int = 0
+    audit_head: str = ""
+    """Hash of the newest audit line: note it elsewhere, and a log cut short is noticed."""
 
 
 class NodeSummary(msgspec.Struct, frozen=True):

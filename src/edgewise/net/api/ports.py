@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
 from edgewise.identity.ports import Enrolled
-from edgewise.protocol.api import AuditLine
+from edgewise.protocol.api import AuditLine, Plan, PlanRequest, SourceProblem, SourceStatus
 from edgewise.protocol.channel import Channel, Signed
 from edgewise.protocol.report import Observation, Receipt
-
-
-class Sighting(msgspec.Struct, frozen=True):
-    """When the hub last heard of a node, and what it said last."""
-
-    name: str
-    heard: datetime
-    via: str
-    """Relay it came through, or ``hub``."""
-    observation: Observation = Observation()
+from edgewise.rollout.ports import NodeSeen
 
 
 class KeptRecord(msgspec.Struct, frozen=True):
@@ -36,39 +26,6 @@ class KeptRecord(msgspec.Struct, frozen=True):
     """Of the record; it survives forgetting, so that it never goes back."""
     signed: Signed | None
     """None: the node was forgotten."""
-
-
-class KeptReceipt(msgspec.Struct, frozen=True):
-    """A receipt whose signature the hub has verified."""
-
-    receipt: Receipt
-    signed: Signed
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiptQuery:
-    """Which receipts, by node, newest first. Empty fields match everything."""
-
-    node: str = ""
-    releases: tuple[str, ...] = ()
-    limit: int = 100
-
-
-class Sightings(Protocol):
-    """Implementations: backends.sqlite.hub, testing.hub."""
-
-    async def save_sightings(self, batch: Sequence[Sighting]) -> None: ...
-    async def sightings(self) -> tuple[Sighting, ...]: ...
-    async def forget_sighting(self, name: str) -> None: ...
-
-
-class Receipts(Protocol):
-    """Implementations: backends.sqlite.hub, testing.hub."""
-
-    async def add_receipts(self, batch: Sequence[KeptReceipt]) -> None:
-        """Repeats (same node and sequence) change nothing. The newest 1,000 of a node stay."""
-
-    async def receipts(self, query: ReceiptQuery) -> tuple[KeptReceipt, ...]: ...
 
 
 class RecordStore(Protocol):
@@ -93,6 +50,8 @@ class Roster(Protocol):
     """Who has joined, in memory: asked at every poll."""
 
     def get(self, name: str) -> Enrolled | None: ...
+    def all(self) -> tuple[Enrolled, ...]:
+        """By name."""
 
 
 class Channels(Protocol):
@@ -105,10 +64,20 @@ class Channels(Protocol):
 
 
 class Evidence(Protocol):
-    """The rollout engine's ears. Idempotent: repeats and old news change nothing."""
+    """The rollout engine's ears. Implementation: rollout.on_hub.Rollouts."""
 
-    async def heard(self, batch: Sequence[Sighting]) -> None: ...
-    async def received(self, batch: Sequence[Receipt]) -> None: ...
+    async def receive(self, receipts: Sequence[Receipt]) -> None:
+        """Receipts whose signature was verified; returns when they are saved and counted.
+
+        Repeats change nothing. Raises TryLater when they could not be saved.
+        """
+
+    def observe(
+        self, contacts: Mapping[str, tuple[datetime, Observation | None]], *, via: str = ""
+    ) -> None:
+        """Nodes that were heard, and what they said when that changed."""
+
+    def last_seen(self, node: str) -> NodeSeen | None: ...
 
 
 class Verify(Protocol):
@@ -116,3 +85,33 @@ class Verify(Protocol):
 
     def __call__(self, key: bytes, signed: Signed) -> bool:
         """Whether ``key`` (DER SubjectPublicKeyInfo) made the signature."""
+
+
+class CommitSeen(msgspec.Struct, frozen=True):
+    """A commit that the hub has looked at."""
+
+    revision: str
+    author: str
+    subject: str
+    seen: datetime
+    compiled: bool
+    problems: tuple[SourceProblem, ...] = ()
+    releases: dict[str, str] = {}
+    """Fleet to release digest."""
+
+
+class Source(Protocol):
+    """The fleet repo as the hub follows it."""
+
+    def status(self) -> SourceStatus: ...
+    def wake(self) -> None:
+        """Look at git now."""
+
+    async def commit(self, revision: str) -> CommitSeen:
+        """What became of a commit (a prefix of its id, or a branch). Raises NotFound."""
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """What a commit would do. Raises NotFound for an unknown revision."""
+
+    async def approve(self, identifier: str, *, actor: str, reason: str) -> None:
+        """Let a held change go on."""

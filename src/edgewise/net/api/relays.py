@@ -10,11 +10,10 @@ from datetime import UTC
 
 from edgewise.identity.ports import Enrolled
 from edgewise.model.errors import Untrusted
-from edgewise.net.api.intake import read_receipt
-from edgewise.net.api.ports import KeptReceipt
-from edgewise.net.api.sync import Fleetside, admit
+from edgewise.net.api.sync import Fleetside, admit, read_receipt
 from edgewise.net.routes import Call
 from edgewise.net.waiters import Standing, Waiters
+from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import (
     NodeReport,
     RelayAcknowledged,
@@ -41,12 +40,12 @@ class RelaySide:
         """A relay's long poll: held until a channel, or a record of its region, changes."""
         peer = call.peer.required()
         relay = admit(self._side, peer, "relay")
-        self._side.intake.heard(relay.name, "hub", self._clock.now(), None)
+        self._side.evidence.observe({relay.name: (self._clock.now(), None)})
         news = self._news(relay, call.body)
         if news is None:
             await self._waiters.hold(Standing(relay.name))
             relay = admit(self._side, peer, "relay")
-            self._side.intake.heard(relay.name, "hub", self._clock.now(), None)
+            self._side.evidence.observe({relay.name: (self._clock.now(), None)})
             news = self._news(relay, call.body)
         return news
 
@@ -70,7 +69,7 @@ class RelaySide:
         """Reports of a relay's nodes. What cannot be believed is left out and audited."""
         relay = admit(self._side, call.peer.required(), "relay")
         now = self._clock.now()
-        kept: list[KeptReceipt] = []
+        kept: list[Receipt] = []
         stored: dict[str, int] = {}
         for report in call.body.reports:
             enrolled = self._side.roster.get(report.node)
@@ -79,18 +78,19 @@ class RelaySide:
             # A relay's clock may be ahead; a time without a zone is meant as UTC.
             heard = report.heard if report.heard.tzinfo else report.heard.replace(tzinfo=UTC)
             heard = min(now, heard)
-            self._side.intake.heard(report.node, relay.name, heard, report.observation)
+            said = {report.node: (heard, report.observation)}
+            self._side.evidence.observe(said, via=relay.name)
             for receipt in self._believed(relay, enrolled, report):
                 kept.append(receipt)
-                sequence = receipt.receipt.sequence
+                sequence = receipt.sequence
                 stored[report.node] = max(sequence, stored.get(report.node, 0))
         if kept:
-            await self._side.intake.receive(kept)
+            await self._side.evidence.receive(kept)
         return RelayAcknowledged(stored)
 
     def _believed(
         self, relay: Enrolled, enrolled: Enrolled, report: NodeReport
-    ) -> list[KeptReceipt]:
+    ) -> list[Receipt]:
         believed = []
         for signed in report.receipts:
             try:
@@ -98,5 +98,5 @@ class RelaySide:
             except Untrusted as error:
                 self._side.suspect(relay.name, str(error))
                 continue
-            believed.append(KeptReceipt(receipt, signed))
+            believed.append(receipt)
         return believed

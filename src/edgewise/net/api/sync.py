@@ -16,13 +16,14 @@ import msgspec
 from edgewise.identity.ports import Enrolled
 from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.model.names import SpiffeId
-from edgewise.net.api.intake import Intake, read_receipt
-from edgewise.net.api.ports import Channels, KeptReceipt, Roster, Verify
+from edgewise.net.api.ports import Channels, Evidence, Roster, Verify
 from edgewise.net.api.records import Records
 from edgewise.net.routes import Bytes, Call
 from edgewise.net.waiters import Standing, Targets, Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel, Signed
+from edgewise.protocol.codec import decode
+from edgewise.protocol.report import Observation, Receipt
 from edgewise.protocol.sync import (
     SyncReply,
     SyncRequest,
@@ -46,7 +47,7 @@ class Fleetside:
     roster: Roster
     records: Records
     channels: Channels
-    intake: Intake
+    evidence: Evidence
     verify: Verify
     suspect: Suspicion
 
@@ -68,6 +69,18 @@ def admit(side: Fleetside, peer: SpiffeId, role: Literal["node", "relay"]) -> En
             hint="lift it with `edgewise node release`, if that was a mistake",
         )
     return enrolled
+
+
+def read_receipt(enrolled: Enrolled, signed: Signed, verify: Verify) -> Receipt:
+    """The receipt in ``signed``. Raises Untrusted unless this node's own key signed it."""
+    if signed.purpose != "receipt/1":
+        raise Untrusted(f"{enrolled.name} sent a {signed.purpose} where receipts belong")
+    if not verify(enrolled.key, signed):
+        raise Untrusted(f"a receipt of {enrolled.name} is not signed by its enrolment key")
+    receipt = decode(signed.payload, Receipt, what="receipt", at_most=limits.RECORD)
+    if receipt.node != enrolled.name:
+        raise Untrusted(f"{enrolled.name} sent a receipt of {receipt.node}")
+    return receipt
 
 
 class NodeSync:
@@ -94,12 +107,13 @@ class NodeSync:
         request = call.body
         enrolled = self._admit(call)
         name = enrolled.name
-        self._side.intake.heard(name, "hub", self._clock.now(), request.observation)
+        self._heard(name, request.observation)
         acknowledged = await self._take(enrolled, request.receipts)
         kept = self._side.records.get(name)
-        running = self._side.intake.seen[name].observation.running
         standing = Standing(name)
         if kept is not None:
+            seen = self._side.evidence.last_seen(name)
+            running = seen.observation.running if seen and seen.observation else ""
             standing = Standing(name, kept[0].fleet, kept[0].index, running)
         if (
             acknowledged == 0
@@ -109,7 +123,7 @@ class NodeSync:
         ):
             await self._waiters.hold(standing)
             enrolled = self._admit(call)  # it may have been forgotten meanwhile
-            self._side.intake.heard(name, "hub", self._clock.now(), None)
+            self._heard(name, None)
         return self._answer(enrolled, request, acknowledged)
 
     def _admit(self, call: Call[SyncRequest]) -> Enrolled:
@@ -119,15 +133,18 @@ class NodeSync:
         if not receipts:
             return 0
         try:
-            kept = [
-                KeptReceipt(read_receipt(enrolled, signed, self._side.verify), signed)
+            read = [
+                read_receipt(enrolled, signed, self._side.verify)
                 for signed in receipts[: limits.RECEIPTS_KEPT]
             ]
         except Untrusted as error:
             self._side.suspect(enrolled.name, str(error))
             raise
-        await self._side.intake.receive(kept)
-        return max(item.receipt.sequence for item in kept)
+        await self._side.evidence.receive(read)
+        return max(receipt.sequence for receipt in read)
+
+    def _heard(self, name: str, observation: Observation | None) -> None:
+        self._side.evidence.observe({name: (self._clock.now(), observation)})
 
     def _concerned(self, standing: Standing, request: SyncRequest) -> bool:
         channel = self._side.channels.current(standing.fleet) if standing.fleet else None

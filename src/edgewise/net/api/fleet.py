@@ -1,0 +1,327 @@
+"""What runs where: status, fleets and nodes, and what a person may do to a node."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+import msgspec
+
+from edgewise.identity.ports import Enrolled, Enrolments
+from edgewise.model.errors import BadUsage, Conflict, NotFound
+from edgewise.model.labels import parse_selector
+from edgewise.net.api.journal import Journal
+from edgewise.net.api.ports import Roster, Source
+from edgewise.net.api.records import Records
+from edgewise.net.routes import OPERATORS, Call, NoQuery, Paging, Route, page
+from edgewise.protocol.api import (
+    Explanation,
+    FleetStatus,
+    HubStatus,
+    NodeDetail,
+    NodeSummary,
+    Page,
+    ReceiptLine,
+    RelayStatus,
+    RolloutCommand,
+    SyncState,
+)
+from edgewise.protocol.report import Observation, Receipt
+from edgewise.rollout.on_hub import Rollouts
+from edgewise.rollout.ports import RolloutStore
+from edgewise.runtime.clock import Clock
+
+UNPLACED_ONLINE: Final = timedelta(minutes=5)
+"""Nodes of no fleet, and relays, count as online this long after the last contact."""
+RECEIPTS_SHOWN: Final = 20
+
+
+class NodesQuery(Paging, frozen=True, forbid_unknown_fields=True):
+    """Which nodes; empty parameters match all."""
+
+    selector: str = ""
+    """As kubectl takes it: ``site=berlin,!retired,ring in (a,b)``."""
+    fleet: str = ""
+    health: Literal["", "Healthy", "Progressing", "Degraded", "Suspended", "Missing", "Unknown"] = (
+        ""
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The parts whose data is shown together."""
+
+    organisation: str
+    version: str
+    trust: Literal["hub", "builder"]
+    roster: Roster
+    rollouts: Rollouts
+    receipts: RolloutStore
+    records: Records
+    source: Source
+    journal: Journal
+    clock: Clock
+
+
+class FleetRoutes:
+    """Status, fleets and nodes."""
+
+    def __init__(
+        self,
+        view: View,
+        enrolments: Enrolments,
+        membership: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """``membership`` is called with a node's name after what it may run has changed."""
+        self._view = view
+        self._enrolments = enrolments
+        self._membership = membership
+
+    def routes(self) -> list[Route]:
+        """All routes of this group."""
+        node = "/v1/nodes/{name}"
+        return [
+            _get("/v1/status", "How the whole hub stands", self.status, HubStatus),
+            _get(
+                "/v1/fleets", "Every fleet in one line", self.fleets, Page[FleetStatus], Paging
+            ),
+            _get(
+                "/v1/nodes", "Nodes, by name", self.nodes, Page[NodeSummary], NodesQuery
+            ),
+            _get(node, "One node", self.node, NodeDetail, missing=True),
+            _get(
+                f"{node}/explain",
+                "Why this node runs what it runs",
+                self.explain,
+                Explanation,
+                missing=True,
+            ),
+            _act(f"{node}/hold", "Keep the node on what it runs", self.hold),
+            _act(f"{node}/release", "Let a held or quarantined node go on", self.release),
+            _act(f"{node}/quarantine", "Refuse the node everything from now on", self.quarantine),
+            Route(
+                "DELETE",
+                node,
+                "Forget the node; its name can join again",
+                self.forget,
+                OPERATORS,
+                errors=(NotFound,),
+                status=204,
+            ),
+        ]
+
+    async def status(self, call: Call[None]) -> HubStatus:
+        """GET /v1/status."""
+        view = self._view
+        everybody = view.roster.all()
+        last = view.journal.last
+        return HubStatus(
+            view.organisation,
+            view.version,
+            view.trust,
+            view.source.status(),
+            view.rollouts.fleets(),
+            tuple(self._relay(e, everybody) for e in everybody if e.role == "relay"),
+            view.rollouts.held(),
+            sum(
+                1 for e in everybody if e.role == "node" and not view.rollouts.placement(e.name)
+            ),
+            last.sequence if last else 0,
+            last.hash if last else "",
+        )
+
+    def _relay(self, relay: Enrolled, everybody: tuple[Enrolled, ...]) -> RelayStatus:
+        seen = self._view.rollouts.last_seen(relay.name)
+        nodes = sum(
+            1
+            for e in everybody
+            if e.role == "node"
+            and (s := self._view.rollouts.last_seen(e.name)) is not None
+            and s.via == relay.name
+        )
+        heard = seen.heard if seen else None
+        return RelayStatus(relay.name, relay.region, self._recent(heard), heard, nodes)
+
+    def _recent(self, heard: datetime | None) -> bool:
+        return heard is not None and self._view.clock.now() - heard < UNPLACED_ONLINE
+
+    async def fleets(self, call: Call[None]) -> Page[FleetStatus]:
+        """GET /v1/fleets."""
+        return page(list(self._view.rollouts.fleets()), call.query, lambda fleet: fleet.name)
+
+    async def nodes(self, call: Call[None]) -> Page[NodeSummary]:
+        """GET /v1/nodes."""
+        query: NodesQuery = call.query
+        try:
+            selector = parse_selector(query.selector)
+        except ValueError as error:
+            raise BadUsage(str(error), hint="the notation is that of kubectl -l") from error
+        found = []
+        for enrolled in self._view.roster.all():
+            if enrolled.role != "node" or enrolled.name <= query.after:
+                continue
+            one = self._summary(enrolled)
+            if (
+                query.fleet in ("", one.fleet)
+                and query.health in ("", one.health)
+                and selector.matches(one.labels)
+            ):
+                found.append(one)
+                if len(found) > query.limit:
+                    break
+        return page(found, query, lambda node: node.name)
+
+    async def node(self, call: Call[None]) -> NodeDetail:
+        """GET /v1/nodes/{name}."""
+        enrolled = self._enrolled(call)
+        seen = self._view.rollouts.last_seen(enrolled.name)
+        said = (seen.observation if seen else None) or Observation()
+        receipts = await self._view.receipts.receipts(enrolled.name, limit=RECEIPTS_SHOWN)
+        return NodeDetail(
+            self._summary(enrolled),
+            said.platform or enrolled.platform,
+            said.version,
+            enrolled.joined,
+            (seen.via if seen else "") or "hub",
+            said.apps,
+            said.drifted,
+            said.previous,
+            tuple(receipt_line(receipt) for receipt in receipts),
+            said.free_bytes,
+        )
+
+    async def explain(self, call: Call[None]) -> Explanation:
+        """GET /v1/nodes/{name}/explain."""
+        enrolled = self._enrolled(call)
+        told = self._view.rollouts.explain(enrolled.name)
+        if enrolled.quarantined:
+            first = f"It is quarantined: {enrolled.quarantined}. It gets nothing new."
+            return Explanation(told.node, (first, *told.lines))
+        return told
+
+    async def hold(self, call: Call[RolloutCommand]) -> None:
+        """POST /v1/nodes/{name}/hold."""
+        await self._set_hold(call, held=True)
+
+    async def release(self, call: Call[RolloutCommand]) -> None:
+        """POST /v1/nodes/{name}/release."""
+        enrolled = self._enrolled(call)
+        if enrolled.quarantined:
+            await self._enrolments.quarantine(enrolled.name, "")
+            await self._changed(call, "node.release", enrolled.name)
+            return
+        await self._set_hold(call, held=False)
+
+    async def _set_hold(self, call: Call[RolloutCommand], *, held: bool) -> None:
+        name = self._enrolled(call).name
+        if self._view.rollouts.placement(name) is None:
+            raise Conflict(f"no fleet selects {name}", hint="`edgewise node explain` says why")
+        actor = str(call.peer)
+        await self._view.rollouts.hold(name, held, actor=actor, reason=call.body.reason)
+        action = "node.hold" if held else "node.release"
+        await self._view.journal.note(actor, action, name, call.body.reason)
+
+    async def quarantine(self, call: Call[RolloutCommand]) -> None:
+        """POST /v1/nodes/{name}/quarantine."""
+        name = self._enrolled(call).name
+        await self._enrolments.quarantine(name, call.body.reason or f"by {call.peer}")
+        await self._changed(call, "node.quarantine", name)
+
+    async def forget(self, call: Call[None]) -> None:
+        """DELETE /v1/nodes/{name}."""
+        name = self._enrolled(call, any_role=True).name
+        await self._enrolments.forget(name)
+        await self._view.rollouts.forget(name)
+        await self._changed(call, "node.forget", name)
+
+    async def _changed(self, call: Call[Any], action: str, name: str) -> None:
+        reason = call.body.reason if isinstance(call.body, RolloutCommand) else ""
+        await self._view.journal.note(call.peer, action, name, reason)
+        await self._membership(name)
+
+    def _enrolled(self, call: Call[Any], *, any_role: bool = False) -> Enrolled:
+        name = call.path["name"]
+        enrolled = self._view.roster.get(name)
+        if enrolled is None or (enrolled.role != "node" and not any_role):
+            raise NotFound(
+                f"there is no node {name[:100]!r}", hint="`edgewise node ls` lists them"
+            )
+        return enrolled
+
+    def _summary(self, enrolled: Enrolled) -> NodeSummary:
+        view, name = self._view, enrolled.name
+        seen = view.rollouts.last_seen(name)
+        said = (seen.observation if seen else None) or Observation()
+        placement = view.rollouts.placement(name)
+        record = view.records.get(name)
+        labels: Mapping[str, str] = record[0].labels if record else enrolled.labels
+        target = said.running
+        online = self._recent(seen.heard if seen else None)
+        sync: SyncState = "Unknown"
+        if placement is not None:
+            target = view.rollouts.channel(placement.fleet).target(placement.index, said.running)
+            online = view.rollouts.is_online(name)
+            if seen is not None and seen.observation is not None:
+                same = said.running == target and not said.drifted
+                sync = "Synced" if same else "OutOfSync"
+        return NodeSummary(
+            name,
+            placement.fleet if placement else "",
+            enrolled.region,
+            dict(labels),
+            sync,
+            said.health,
+            said.phase,
+            online,
+            seen.heard if seen else None,
+            said.running,
+            target,
+            bool(placement and placement.held),
+            f"quarantined: {enrolled.quarantined}" if enrolled.quarantined else said.reason,
+        )
+
+
+def receipt_line(receipt: Receipt) -> ReceiptLine:
+    """A receipt as it is shown."""
+    return ReceiptLine(
+        receipt.node,
+        receipt.sequence,
+        receipt.outcome,
+        receipt.release,
+        receipt.rollout,
+        receipt.at,
+        receipt.reason,
+        receipt.bytes_fetched,
+        receipt.bytes_full,
+        receipt.seconds,
+    )
+
+
+def _get(
+    path: str,
+    summary: str,
+    answer: Any,
+    response: Any,
+    query: type[msgspec.Struct] = NoQuery,
+    *,
+    missing: bool = False,
+) -> Route:
+    errors = (NotFound,) if missing else ()
+    return Route(
+        "GET", path, summary, answer, OPERATORS, None, response, query=query, errors=errors
+    )
+
+
+def _act(path: str, summary: str, answer: Any) -> Route:
+    return Route(
+        "POST",
+        path,
+        summary,
+        answer,
+        OPERATORS,
+        RolloutCommand,
+        errors=(NotFound, Conflict),
+        status=204,
+    )

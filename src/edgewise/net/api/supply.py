@@ -1,0 +1,199 @@
+"""What can be put on nodes: artifacts, the builder's role, objects, releases, content."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from edgewise.delivery.on_hub import Publisher
+from edgewise.delivery.ports import ObjectStore
+from edgewise.model.errors import BadUsage, Conflict, NotFound, Untrusted
+from edgewise.model.names import Digest
+from edgewise.net.api.journal import Journal
+from edgewise.net.routes import (
+    MEMBERS,
+    OPERATORS,
+    Bytes,
+    Call,
+    FileAnswer,
+    Paging,
+    Route,
+    page,
+)
+from edgewise.protocol import limits
+from edgewise.protocol.api import ArtifactLine, Builds, BuildsUpload, MissingObjects, Page
+from edgewise.protocol.codec import decode
+from edgewise.protocol.content import Release
+
+_SAFE: Final = re.compile(r"(?:objects|tuf)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
+_TYPES: Final = {".json": "application/json", ".zst": "application/zstd"}
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
+FRESH: Final = "no-cache"
+"""Ask again every time; the ETag makes the answer small."""
+MUTABLE: Final = frozenset({"tuf/timestamp.json"})
+BUILDS_BODY: Final = 64 << 20
+"""builds.json and the small documents that a build of many trees adds, in base64."""
+MISSING_AT_ONCE: Final = 100_000
+
+
+class SupplyRoutes:
+    """Artifacts, builds, objects, releases and the content that nodes fetch."""
+
+    def __init__(
+        self, publisher: Publisher, objects: ObjectStore, content: Path, journal: Journal
+    ) -> None:
+        self._publisher = publisher
+        self._objects = objects
+        self._content = content
+        self._journal = journal
+
+    def routes(self) -> list[Route]:
+        """All routes of this group."""
+        return [
+            Route(
+                "GET",
+                "/v1/artifacts",
+                "Published artifact versions",
+                self.artifacts,
+                OPERATORS,
+                response=Page[ArtifactLine],
+                query=Paging,
+            ),
+            Route(
+                "GET",
+                "/v1/builds",
+                "What a builder signs the successor of",
+                self.builds,
+                OPERATORS,
+                response=Builds,
+            ),
+            Route(
+                "POST",
+                "/v1/builds",
+                "Publish what a builder signed",
+                self.upload,
+                OPERATORS,
+                BuildsUpload,
+                errors=(Conflict, Untrusted),
+                at_most=BUILDS_BODY,
+                status=204,
+            ),
+            Route(
+                "POST",
+                "/v1/objects/missing",
+                "Which of these objects the hub lacks",
+                self.missing,
+                OPERATORS,
+                MissingObjects,
+                MissingObjects,
+                at_most=8 << 20,
+            ),
+            Route(
+                "PUT",
+                "/v1/objects/{sha256}",
+                "Upload one object, uncompressed",
+                self.put,
+                OPERATORS,
+                errors=(Untrusted,),
+                at_most=limits.OBJECT,
+                streams=True,
+                accepts="application/octet-stream",
+                status=204,
+            ),
+            Route(
+                "GET",
+                "/v1/releases/{sha256}",
+                "A release document",
+                self.release,
+                OPERATORS,
+                response=Release,
+                errors=(NotFound,),
+            ),
+            Route(
+                "GET",
+                "/v1/content/{path*}",
+                "TUF metadata and objects, as nodes and relays fetch them",
+                self.content,
+                MEMBERS,
+                response=bytes,
+                errors=(NotFound,),
+                content_type="application/octet-stream",
+                description="Static files: Range and ETag work, and everything but "
+                "tuf/timestamp.json is immutable.",
+            ),
+        ]
+
+    async def artifacts(self, call: Call[None]) -> Page[ArtifactLine]:
+        """GET /v1/artifacts."""
+        lines = [
+            ArtifactLine(
+                name,
+                version,
+                tuple(sorted(artifact.trees)),
+                max((tree.size for tree in artifact.trees.values()), default=0),
+                artifact.built_from,
+            )
+            for (name, version), artifact in sorted(self._publisher.artifacts().items())
+        ]
+        # A name cannot hold a blank, so this order is that of the pair.
+        lines.sort(key=lambda line: f"{line.name} {line.version}")
+        return page(lines, call.query, lambda line: f"{line.name} {line.version}")
+
+    async def builds(self, call: Call[None]) -> Builds:
+        """GET /v1/builds."""
+        return self._publisher.builds()
+
+    async def upload(self, call: Call[BuildsUpload]) -> None:
+        """POST /v1/builds."""
+        before = set(self._publisher.artifacts())
+        await self._publisher.accept_builds(call.body)
+        added = sorted(set(self._publisher.artifacts()) - before)
+        names = ", ".join(f"{name} {version}" for name, version in added)
+        await self._journal.note(call.peer, "builds.publish", names or "builds")
+
+    async def missing(self, call: Call[MissingObjects]) -> MissingObjects:
+        """POST /v1/objects/missing."""
+        if len(call.body.sha256) > MISSING_AT_ONCE:
+            raise BadUsage(f"{len(call.body.sha256)} digests; at most {MISSING_AT_ONCE} at once")
+        asked = [digest_of(text) for text in call.body.sha256]
+        return MissingObjects(tuple(sorted(await self._objects.missing(asked))))
+
+    async def put(self, call: Call[None]) -> None:
+        """PUT /v1/objects/{sha256}."""
+        sha256 = digest_of(call.path["sha256"])
+        if await self._objects.missing([sha256]):
+            await self._objects.put(sha256, call.stream())
+            await self._journal.note(call.peer, "object.put", sha256)
+
+    async def release(self, call: Call[None]) -> Bytes:
+        """GET /v1/releases/{sha256}."""
+        sha256 = digest_of(call.path["sha256"])
+        try:
+            data = await self._objects.get(sha256, at_most=limits.RELEASE)
+            decode(data, Release, what="release", at_most=limits.RELEASE)
+        except (NotFound, Untrusted) as error:
+            raise NotFound(
+                f"there is no release {sha256[:12]}", hint="`edgewise rollout ls` shows them"
+            ) from error
+        return Bytes(data, headers={"Cache-Control": IMMUTABLE})
+
+    async def content(self, call: Call[None]) -> FileAnswer:
+        """GET /v1/content/{path}."""
+        path = call.path["path"]
+        file = self._content / path
+        if not _SAFE.fullmatch(path) or len(path) > 500 or not file.is_file():
+            raise NotFound(f"there is no content at {path[:200]!r}")
+        return FileAnswer(
+            file,
+            _TYPES.get(file.suffix, "application/octet-stream"),
+            FRESH if path in MUTABLE else IMMUTABLE,
+        )
+
+
+def digest_of(text: str) -> str:
+    """The bare hex. Raises BadUsage for anything but a SHA-256."""
+    try:
+        return Digest.parse(text).sha256
+    except ValueError as error:
+        raise BadUsage(str(error)[:200], hint="it has 64 lower-case hex digits") from error
