@@ -138,6 +138,8 @@ class Route:
     """The body is not read before the call; the answer takes it from ``call.stream``."""
     content_type: str = "application/json"
     """Of the answer."""
+    also: tuple[int, ...] = ()
+    """Other good statuses: 204 for a long poll without news."""
     accepts: str = "application/json"
 
     def pattern(self) -> re.Pattern[str]:

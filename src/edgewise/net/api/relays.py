@@ -9,10 +9,11 @@ from __future__ import annotations
 from datetime import UTC
 
 from edgewise.identity.ports import Enrolled
-from edgewise.model.errors import Untrusted
+from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.net.api.sync import Fleetside, admit, read_receipt
-from edgewise.net.routes import Call
+from edgewise.net.routes import Call, Route
 from edgewise.net.waiters import Standing, Waiters
+from edgewise.protocol import limits
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import (
     NodeReport,
@@ -35,6 +36,33 @@ class RelaySide:
     def wake(self) -> int:
         """Something changed that any relay may have to pass on."""
         return self._waiters.wake_all()
+
+    def routes(self) -> list[Route]:
+        """POST /v1/relay/sync and POST /v1/relay/report."""
+        return [
+            Route(
+                "POST",
+                "/v1/relay/sync",
+                "A relay's long poll for channels and records",
+                self.sync,
+                frozenset({"relay"}),
+                RelaySync,
+                RelayNews,
+                errors=(Forbidden,),
+                also=(204,),
+            ),
+            Route(
+                "POST",
+                "/v1/relay/report",
+                "What a relay heard from its nodes",
+                self.report,
+                frozenset({"relay"}),
+                RelayReport,
+                RelayAcknowledged,
+                errors=(Forbidden,),
+                at_most=limits.RELAY_REPORT,
+            ),
+        ]
 
     async def sync(self, call: Call[RelaySync]) -> RelayNews | None:
         """A relay's long poll: held until a channel, or a record of its region, changes."""

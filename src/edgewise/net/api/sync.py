@@ -18,7 +18,7 @@ from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.ports import Channels, Evidence, Roster, Verify
 from edgewise.net.api.records import Records
-from edgewise.net.routes import Bytes, Call
+from edgewise.net.routes import Bytes, Call, Route
 from edgewise.net.waiters import Standing, Targets, Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel, Signed
@@ -101,6 +101,24 @@ class NodeSync:
             while len(earlier) > CHANNELS_REMEMBERED:
                 del earlier[min(earlier)]
         return self._waiters.moved(before, after)
+
+    def routes(self) -> list[Route]:
+        """POST /v1/sync."""
+        return [
+            Route(
+                "POST",
+                "/v1/sync",
+                "A node's heartbeat, report and wake-up in one",
+                self.sync,
+                frozenset({"node"}),
+                SyncRequest,
+                SyncReply,
+                errors=(Forbidden, Untrusted),
+                at_most=limits.SYNC_REQUEST,
+                also=(204,),
+                description="Held until there is something for this node, at most `hold_s`.",
+            )
+        ]
 
     async def sync(self, call: Call[SyncRequest]) -> Bytes | None:
         """One poll of one node."""
