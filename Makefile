@@ -42,7 +42,7 @@ demo: setup
 .PHONY: schemas
 schemas: setup
 	$(BIN)/python -m edgewise schema --write schemas
-	$(BIN)/python -m edgewise openapi --write docs/openapi.json
+	$(BIN)/python scripts/openapi
 
 bench-%: setup
 	$(BIN)/python bench/$*.py $(ARGS)

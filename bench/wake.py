@@ -28,7 +28,6 @@ from result import write
 
 HANDSHAKES = 100
 """At once, as a relay's backlog would have them."""
-HEARTBEAT_WINDOW_S = 30.0
 
 
 class Authority:
@@ -163,7 +162,7 @@ async def measure(nodes: int, hold: float, rounds: int) -> dict[str, float]:
         try:
             assert hub.stdout is not None
             port = int(await hub.stdout.readline())
-            return await watch(hub, port, folder, authority, (nodes, rounds))
+            return await watch(hub, port, folder, authority, (nodes, rounds, hold))
         finally:
             assert hub.stdin is not None
             hub.stdin.close()
@@ -175,9 +174,9 @@ async def watch(
     port: int,
     folder: Path,
     authority: Authority,
-    size: tuple[int, int],
+    size: tuple[int, int, float],
 ) -> dict[str, float]:
-    nodes, rounds = size
+    nodes, rounds, hold = size
     crowd = Crowd()
     idle = await ask(hub, "stats")
     await crowd.connect(port, folder, authority, nodes)
@@ -196,7 +195,7 @@ async def watch(
             await asyncio.sleep(0.2)
     seen = crowd.statuses.get(204, 0)
     before = await ask(hub, "stats")
-    await asyncio.sleep(HEARTBEAT_WINDOW_S)
+    await asyncio.sleep(hold + 2)
     after = await ask(hub, "stats")
     beats = crowd.statuses.get(204, 0) - seen
     errors = sum(n for status, n in crowd.statuses.items() if status not in (200, 204))

@@ -15,24 +15,26 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import uvloop
 
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.hub import SqliteHub
+from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.identity.ports import Enrolled
+from edgewise.model.rules import Gate, RolloutRules
 from edgewise.net.api.records import Records, Wanted
 from edgewise.net.api.sync import Fleetside, NodeSync
-from edgewise.net.routes import Route
 from edgewise.net.server import Listen, Server
 from edgewise.net.waiters import Waiters
-from edgewise.protocol import limits
 from edgewise.protocol.channel import Bitmap, Channel, Signed
-from edgewise.protocol.report import Receipt
-from edgewise.protocol.sync import SyncReply, SyncRequest
+from edgewise.rollout.fleet import MemberPlan, Proposal
+from edgewise.rollout.on_hub import Outside, Rollouts
+from edgewise.rollout.ports import Notice
 from edgewise.runtime.chance import SystemChance
 from edgewise.runtime.clock import SystemClock
-from edgewise.runtime.log import StreamLog
+from edgewise.runtime.log import Log, StreamLog
 
 
 class Fleet:
@@ -60,6 +62,27 @@ class Fleet:
         return before, self.channel
 
 
+class Quiet:
+    """The engine's effects, which this benchmark does not measure."""
+
+    async def announce(self, channel: Channel) -> None: ...
+    async def notify(self, notice: Notice) -> None: ...
+    async def ask(self, gate: Gate) -> tuple[Literal["Pass"], str]:
+        return "Pass", ""
+
+
+async def rollouts(
+    database: Database, names: Sequence[str], clock: SystemClock, chance: SystemChance, log: Log
+) -> Rollouts:
+    """The real engine, which hears of every heartbeat."""
+    store, nodes = SqliteRollouts(database), SqliteNodeStates(database)
+    engine = Rollouts(Outside(store, nodes, Quiet(), Quiet(), Quiet()), clock, chance, log)
+    await engine.start()
+    members = {name: MemberPlan("s", "all", name) for name in names}
+    proposal = Proposal("shops", "a" * 64, "main@sha1:1", RolloutRules(), members)
+    await engine.propose(proposal, actor="bench")
+    return engine
+
 
 async def sign(payload: bytes) -> Signed:
     return Signed("node-record/1", payload, "k" * 64, b"s" * 64)
@@ -81,26 +104,17 @@ async def main(folder: Path, nodes: int, hold: float) -> None:
     roster = {name: Enrolled(name, "node", "bench", b"", {}, now) for name in names}
     records = Records(store, sign)
     await records.put({name: Wanted("bench", "shops", i) for i, name in enumerate(names)})
-    engine = await rollouts(database, fleet, clock, chance, log)
+    engine = await rollouts(database, names, clock, chance, log)
     waiters = Waiters(clock, chance, timedelta(seconds=hold))
     side = Fleetside("acme", roster, records, fleet, engine, lambda k, s: True, print)  # type: ignore[arg-type]
     endpoint = NodeSync(side, waiters, clock)
-    route = Route(
-        "POST",
-        "/v1/sync",
-        "",
-        endpoint.sync,
-        frozenset({"node"}),
-        SyncRequest,
-        SyncReply,
-        at_most=limits.SYNC_REQUEST,
-    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_OPTIONAL
+    context.num_tickets = 0
     context.load_verify_locations(folder / "root.pem")
     context.load_cert_chain(folder / "hub.pem", folder / "key.pem")
-    server = Server([route], clock, chance, log)
+    server = Server(endpoint.routes(), clock, chance, log)
     await server.start(Listen(tls=context))
     gc.freeze()
     loops = [asyncio.create_task(waiters.run()), asyncio.create_task(engine.run())]

@@ -111,6 +111,10 @@ class Publisher:
         self._shared = shared
         self._bundles.clear()
 
+    def fleets(self) -> tuple[str, ...]:
+        """Fleets with a published channel."""
+        return tuple(self._channels)
+
     def channel(self, fleet: str) -> Channel | None:
         """The published channel."""
         data = self._channels.get(fleet)

@@ -112,4 +112,7 @@ def parse_selector(text: str) -> Selector:
             requirements.append(Requirement(term["key"], operator, values))
         else:
             requirements.append(Requirement(term["key"], "Exists"))
+    for requirement in requirements:
+        for value in requirement.values:
+            check_labels({requirement.key: value})
     return Selector({}, tuple(requirements))

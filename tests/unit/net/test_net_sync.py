@@ -21,8 +21,8 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol.channel import Bitmap, Channel, NodeRecord, Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.report import Observation, Receipt
-from edgewise.rollout.ports import NodeSeen
 from edgewise.protocol.sync import NodeReport, RelayReport, RelaySync, SyncReply, SyncRequest
+from edgewise.rollout.ports import NodeSeen
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.hub import MemoryHub
@@ -105,10 +105,7 @@ async def _no_stream() -> AsyncIterator[bytes]:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     world = World()
-    loops = [
-        asyncio.create_task(part)
-        for part in (world.waiters.run(), world.relay_waiters.run())
-    ]
+    loops = [asyncio.create_task(part) for part in (world.waiters.run(), world.relay_waiters.run())]
     await world.records.put({"kiosk": Wanted("eu", "shops", 0), "till": Wanted("us", "shops", 1)})
     yield world
     for loop in loops:

@@ -150,9 +150,7 @@ class CommitRoutes:
                     found.append(summary)
         return tuple(found)
 
-    def _nodes(
-        self, releases: dict[str, str], receipts: dict[str, Receipt]
-    ) -> Iterable[TraceNode]:
+    def _nodes(self, releases: dict[str, str], receipts: dict[str, Receipt]) -> Iterable[TraceNode]:
         for enrolled in self._roster.all():
             placement = self._rollouts.placement(enrolled.name)
             release = releases.get(placement.fleet) if placement else None

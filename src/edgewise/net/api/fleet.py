@@ -84,12 +84,8 @@ class FleetRoutes:
         node = "/v1/nodes/{name}"
         return [
             _get("/v1/status", "How the whole hub stands", self.status, HubStatus),
-            _get(
-                "/v1/fleets", "Every fleet in one line", self.fleets, Page[FleetStatus], Paging
-            ),
-            _get(
-                "/v1/nodes", "Nodes, by name", self.nodes, Page[NodeSummary], NodesQuery
-            ),
+            _get("/v1/fleets", "Every fleet in one line", self.fleets, Page[FleetStatus], Paging),
+            _get("/v1/nodes", "Nodes, by name", self.nodes, Page[NodeSummary], NodesQuery),
             _get(node, "One node", self.node, NodeDetail, missing=True),
             _get(
                 f"{node}/explain",
@@ -125,9 +121,7 @@ class FleetRoutes:
             view.rollouts.fleets(),
             tuple(self._relay(e, everybody) for e in everybody if e.role == "relay"),
             view.rollouts.held(),
-            sum(
-                1 for e in everybody if e.role == "node" and not view.rollouts.placement(e.name)
-            ),
+            sum(1 for e in everybody if e.role == "node" and not view.rollouts.placement(e.name)),
             last.sequence if last else 0,
             last.hash if last else "",
         )
@@ -245,9 +239,7 @@ class FleetRoutes:
         name = call.path["name"]
         enrolled = self._view.roster.get(name)
         if enrolled is None or (enrolled.role != "node" and not any_role):
-            raise NotFound(
-                f"there is no node {name[:100]!r}", hint="`edgewise node ls` lists them"
-            )
+            raise NotFound(f"there is no node {name[:100]!r}", hint="`edgewise node ls` lists them")
         return enrolled
 
     def _summary(self, enrolled: Enrolled) -> NodeSummary:

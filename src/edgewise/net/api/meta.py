@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,16 +30,14 @@ def meta_routes(others: Sequence[Route]) -> list[Route]:
         return Bytes(document)
 
     routes = [
-        Route(
-            "GET", "/v1/health", "The hub answers", health, ANYONE, response=Health
-        ),
+        Route("GET", "/v1/health", "The hub answers", health, ANYONE, response=Health),
         Route(
             "GET",
             "/v1/openapi.json",
             "This description",
             openapi,
             ANYONE,
-            response=dict[str, object],
+            response=dict[str, Any],
         ),
     ]
     document = json.dumps(describe([*others, *routes])).encode()

@@ -116,9 +116,7 @@ class RelaySide:
             await self._side.evidence.receive(kept)
         return RelayAcknowledged(stored)
 
-    def _believed(
-        self, relay: Enrolled, enrolled: Enrolled, report: NodeReport
-    ) -> list[Receipt]:
+    def _believed(self, relay: Enrolled, enrolled: Enrolled, report: NodeReport) -> list[Receipt]:
         believed = []
         for signed in report.receipts:
             try:

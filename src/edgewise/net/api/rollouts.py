@@ -105,9 +105,7 @@ class RolloutRoutes:
     async def ls(self, call: Call[None]) -> Page[RolloutSummary]:
         """GET /v1/rollouts."""
         query: RolloutsQuery = call.query
-        found = await self._rollouts.rollouts(
-            query.fleet, limit=query.limit + 1, after=query.after
-        )
+        found = await self._rollouts.rollouts(query.fleet, limit=query.limit + 1, after=query.after)
         items = found[: query.limit]
         return Page(items, items[-1].id if len(found) > query.limit else None)
 

@@ -1,0 +1,63 @@
+"""All routes of a hub in one list: what the server serves and docs/openapi.json describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.net.api.commits import CommitRoutes
+from edgewise.net.api.fleet import FleetRoutes
+from edgewise.net.api.joining import JoinRoutes
+from edgewise.net.api.journal import Journal
+from edgewise.net.api.meta import meta_routes
+from edgewise.net.api.relays import RelaySide
+from edgewise.net.api.rollouts import RolloutRoutes
+from edgewise.net.api.supply import SupplyRoutes
+from edgewise.net.api.sync import NodeSync
+from edgewise.net.openapi import describe
+from edgewise.net.routes import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Each group of paths."""
+
+    nodes: NodeSync
+    relays: RelaySide
+    fleet: FleetRoutes
+    rollouts: RolloutRoutes
+    commits: CommitRoutes
+    supply: SupplyRoutes
+    joining: JoinRoutes
+    journal: Journal
+
+
+def hub_routes(groups: Groups) -> list[Route]:
+    """Every route, the description of the others last."""
+    routes = [
+        *groups.nodes.routes(),
+        *groups.relays.routes(),
+        *groups.fleet.routes(),
+        *groups.rollouts.routes(),
+        *groups.commits.routes(),
+        *groups.supply.routes(),
+        *groups.joining.routes(),
+        *groups.journal.routes(),
+    ]
+    return [*routes, *meta_routes(routes)]
+
+
+def description() -> dict[str, Any]:
+    """docs/openapi.json, without a hub: the routes are described, not called."""
+    nothing: Any = None
+    groups = Groups(
+        NodeSync(nothing, nothing, nothing),
+        RelaySide(nothing, nothing, nothing),
+        FleetRoutes(nothing, nothing, nothing),
+        RolloutRoutes(nothing, nothing, nothing, nothing),
+        CommitRoutes(nothing, nothing, nothing, nothing, nothing, nothing),
+        SupplyRoutes(nothing, nothing, nothing, nothing),
+        JoinRoutes(nothing, nothing, nothing),
+        Journal(nothing, nothing, nothing),
+    )
+    return describe(hub_routes(groups))

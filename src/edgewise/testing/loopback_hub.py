@@ -1,0 +1,241 @@
+"""A hub's whole API on a loopback port without TLS, over stores in memory.
+
+Whoever calls says in the header ``x-peer`` who they are: for tests of the API only.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.tuf.repository import FileKeys, FileMetadata
+from edgewise.delivery.on_hub import Publisher
+from edgewise.identity.ports import Enrolled
+from edgewise.model.errors import Forbidden, NotFound
+from edgewise.model.names import SpiffeId
+from edgewise.net.api.commits import CommitRoutes, Hooks
+from edgewise.net.api.everything import Groups, hub_routes
+from edgewise.net.api.fleet import FleetRoutes, View
+from edgewise.net.api.joining import JoinRoutes
+from edgewise.net.api.journal import Journal
+from edgewise.net.api.ports import CommitSeen
+from edgewise.net.api.records import Records
+from edgewise.net.api.relays import RelaySide
+from edgewise.net.api.rollouts import RolloutRoutes
+from edgewise.net.api.supply import SupplyRoutes
+from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.published import Board
+from edgewise.net.routes import Peer
+from edgewise.net.server import Listen, Request, Server
+from edgewise.net.waiters import Waiters
+from edgewise.protocol.api import (
+    Plan,
+    PlanRequest,
+    SourceStatus,
+    TokenCreated,
+    TokenLine,
+    TokenRequest,
+)
+from edgewise.protocol.channel import Signed
+from edgewise.protocol.join import (
+    JoinReply,
+    JoinRequest,
+    RejoinChallenge,
+    RejoinRequest,
+    RenewReply,
+    RenewRequest,
+    Roots,
+)
+from edgewise.rollout.on_hub import Outside, Rollouts
+from edgewise.runtime.clock import Clock
+from edgewise.testing.chance import SeededChance
+from edgewise.testing.hub import MemoryHub
+from edgewise.testing.log import ListLog
+from edgewise.testing.rollouts import MemoryNodeStates, MemoryRollouts, Noticeboard
+
+OPERATOR = "spiffe://hub.acme/user/ada"
+
+
+class NamedServer(Server):
+    """Believes the ``x-peer`` header."""
+
+    def _peer(self, request: Request) -> Peer:  # type: ignore[override]
+        named = request.headers.get("x-peer", "")
+        return Peer(SpiffeId.parse(named) if named else None, None, "127.0.0.1")
+
+
+class FixedSource:
+    """One commit, which compiled."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.seen = CommitSeen("main@sha1:" + "1" * 40, "ada", "first", clock.now(), True)
+        self.approved: list[str] = []
+        self.woken = 0
+
+    def status(self) -> SourceStatus:
+        return SourceStatus(self.seen.revision, self.seen.revision)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    async def commit(self, revision: str) -> CommitSeen:
+        if revision not in ("main", "1" * 40):
+            raise NotFound(f"there is no commit {revision[:40]!r}")
+        return self.seen
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        if request.head != "main":
+            raise NotFound(f"there is no revision {request.head[:40]!r}")
+        return Plan(request.base, request.head, ())
+
+    async def approve(self, identifier: str, *, actor: str, reason: str) -> None:
+        self.approved.append(identifier)
+
+
+class FewJoins:
+    """Tokens in a dictionary; every machine is refused."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tokens: dict[str, TokenLine] = {}
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        raise Forbidden("this token is not known", hint="make one with `edgewise node token`")
+
+    async def challenge(self) -> RejoinChallenge:
+        return RejoinChallenge("n")
+
+    async def rejoin(self, request: RejoinRequest) -> JoinReply:
+        raise Forbidden(f"{request.name[:40]!r} is not enrolled")
+
+    async def renew(self, peer: SpiffeId, request: RenewRequest) -> RenewReply:
+        raise Forbidden(f"{peer} is not enrolled")
+
+    async def create_token(self, request: TokenRequest) -> TokenCreated:
+        name = f"t{len(self._tokens)}"
+        expires = self._clock.now() + timedelta(hours=1)
+        self._tokens[name] = TokenLine(
+            name, request.role, request.labels, request.region, expires, request.uses, ()
+        )
+        return TokenCreated(name, "ew1.secret", expires)
+
+    async def tokens(self) -> tuple[TokenLine, ...]:
+        return tuple(self._tokens.values())
+
+    async def revoke_token(self, identifier: str) -> None:
+        self._tokens.pop(identifier, None)
+
+    def roots(self) -> Roots:
+        return Roots(())
+
+
+class People:
+    """Who has joined: a roster and the part of the enrolments that the API uses."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Enrolled] = {}
+
+    def add(self, name: str, role: Literal["node", "relay"], clock: Clock) -> None:
+        self.known[name] = Enrolled(name, role, "eu", b"key of " + name.encode(), {}, clock.now())
+
+    def get(self, name: str) -> Enrolled | None:
+        return self.known.get(name)
+
+    def all(self) -> tuple[Enrolled, ...]:
+        return tuple(self.known[name] for name in sorted(self.known))
+
+    async def forget(self, name: str) -> None:
+        self.known.pop(name, None)
+
+    async def quarantine(self, name: str, reason: str) -> None:
+        old = self.known[name]
+        self.known[name] = Enrolled(
+            name, old.role, old.region, old.key, old.labels, old.joined, quarantined=reason
+        )
+
+
+class LoopbackHub:
+    """``await LoopbackHub.start(folder, clock)``; close it at the end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.log = ListLog()
+        self.people = People()
+        self.source = FixedSource(clock)
+        self.joins = FewJoins(clock)
+        self.store = MemoryRollouts()
+        self.changed: list[str] = []
+        self.rollouts: Rollouts
+        self.publisher: Publisher
+        self.records: Records
+        self.server: Server
+        self.board: Board
+        self.journal: Journal
+        self.nodes: NodeSync
+
+    @classmethod
+    async def start(cls, folder: Path, clock: Clock) -> LoopbackHub:
+        """Listen on a free port."""
+        hub = cls(clock)
+        objects = FileObjects(folder / "content")
+        hub.publisher = await Publisher.open(
+            FileMetadata(folder / "content" / "tuf"),
+            FileKeys(folder / "keys"),
+            objects,
+            clock=clock,
+        )
+        hub.board = Board(hub.publisher, hub.log)
+        chance = SeededChance()
+        outside = Outside(hub.store, MemoryNodeStates(), hub.board, Noticeboard(), Noticeboard())
+        hub.rollouts = Rollouts(outside, clock, chance, hub.log)
+        await hub.rollouts.start()
+        memory = MemoryHub()
+        hub.journal = await Journal.open(memory, clock)
+        hub.records = Records(memory, hub._sign)
+        groups = hub._groups(objects, folder / "content", chance)
+        hub.board.connect(groups.nodes, groups.relays)
+        hub.nodes = groups.nodes
+        hub.server = NamedServer(hub_routes(groups), clock, chance, hub.log)
+        await hub.server.start(Listen())
+        return hub
+
+    async def _sign(self, payload: bytes) -> Signed:
+        return Signed("node-record/1", payload, "k", b"s")
+
+    def _groups(self, objects: FileObjects, content: Path, chance: SeededChance) -> Groups:
+        side = Fleetside(
+            "acme",
+            self.people,
+            self.records,
+            self.board,
+            self.rollouts,
+            lambda key, signed: signed.signature == key,
+            lambda subject, what: None,
+        )
+        hold = timedelta(seconds=1)
+        view = View(
+            "acme", "0", "hub", self.people, self.rollouts, self.store, self.records,
+            self.source, self.journal, self.clock,
+        )  # fmt: skip
+        people: Any = self.people
+        return Groups(
+            NodeSync(side, Waiters(self.clock, chance, hold), self.clock),
+            RelaySide(side, Waiters(self.clock, chance, hold), self.clock),
+            FleetRoutes(view, people, self._membership),
+            RolloutRoutes(self.rollouts, self.source, self.journal, self.clock),
+            CommitRoutes(
+                self.source, self.rollouts, self.store, self.people, Hooks("hush", "main"), self.log
+            ),
+            SupplyRoutes(self.publisher, objects, content, self.journal),
+            JoinRoutes(self.joins, self._membership, self.journal),
+            self.journal,
+        )
+
+    async def _membership(self, name: str) -> None:
+        self.changed.append(name)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self.server.close()
