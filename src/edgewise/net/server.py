@@ -198,6 +198,8 @@ class Server:
             return *found, {}
         raw = request.rel_url.raw_path
         allowed = [m for m, p in self._exact if p == request.path]
+        if allowed:  # a path by name is a resource of its own, not one of a pattern
+            raise _Refused(problems.wrong_method(request.method, tuple(sorted(allowed))))
         for pattern, route, decoder in self._patterns:
             if match := pattern.fullmatch(raw):
                 if route.method == request.method:

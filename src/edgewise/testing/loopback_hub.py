@@ -174,6 +174,7 @@ class LoopbackHub:
         self.board: Board
         self.journal: Journal
         self.nodes: NodeSync
+        self.waiters: tuple[Waiters, Waiters]
 
     @classmethod
     async def start(cls, folder: Path, clock: Clock) -> LoopbackHub:
@@ -215,14 +216,15 @@ class LoopbackHub:
             lambda subject, what: None,
         )
         hold = timedelta(seconds=1)
+        self.waiters = Waiters(self.clock, chance, hold), Waiters(self.clock, chance, hold)
         view = View(
             "acme", "0", "hub", self.people, self.rollouts, self.store, self.records,
             self.source, self.journal, self.clock,
         )  # fmt: skip
         people: Any = self.people
         return Groups(
-            NodeSync(side, Waiters(self.clock, chance, hold), self.clock),
-            RelaySide(side, Waiters(self.clock, chance, hold), self.clock),
+            NodeSync(side, self.waiters[0], self.clock),
+            RelaySide(side, self.waiters[1], self.clock),
             FleetRoutes(view, people, self._membership),
             RolloutRoutes(self.rollouts, self.source, self.journal, self.clock),
             CommitRoutes(
