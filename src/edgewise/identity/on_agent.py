@@ -1,1 +1,353 @@
-"""What identity does on the agent."""
+"""What identity does on a node (and on a relay, which joins in the same way).
+
+Runs in the worker: it needs ``cryptography`` and ``pyrage``. Files of ``identity/``:
+``enrolment.key`` (never expires), ``age.key``, ``svid.pem``, ``svid.key``, ``roots.pem``,
+``identity.json``, ``tuf-root.json``; relays also ``ca.pem`` and ``ca.key``.
+
+Laws: a key is on disk before anybody hears of it; what the far end answers is checked
+against the token and our own keys before anything is replaced; nothing here is lost when
+it is cut off, and running it again goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import pyrage
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from msgspec import structs
+
+from edgewise.identity import card as cards
+from edgewise.identity.card import Card
+from edgewise.identity.ports import JoinLine
+from edgewise.identity.signatures import sign_bytes, spki_of
+from edgewise.identity.tokens import join_proof_bytes, rejoin_proof_bytes
+from edgewise.model.errors import NeedsPerson, Untrusted
+from edgewise.model.names import SpiffeId
+from edgewise.protocol.channel import Signed
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.join import (
+    JoinReply,
+    JoinRequest,
+    RejoinRequest,
+    RenewReply,
+    RenewRequest,
+    Token,
+)
+from edgewise.runtime.credentials import (
+    CredentialFiles,
+    certificates_in,
+    fingerprint,
+    pem_of,
+    write_private,
+)
+
+Purpose = Literal["node-record/1", "receipt/1", "bundle/1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine says of itself when it joins."""
+
+    role: Literal["node", "relay"]
+    name: str
+    platform: str = ""
+    urls: tuple[str, ...] = ()
+    """Relays: where nodes reach it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineIdentity:
+    """The identity kept in one directory (``<state>/identity``)."""
+
+    directory: Path
+
+    @property
+    def credentials(self) -> CredentialFiles:
+        """Certificate, key and roots, for TLS."""
+        return CredentialFiles(self.directory)
+
+    def card(self) -> Card:
+        """Raises NeedsPerson when this machine has not joined."""
+        path = self.directory / cards.FILE
+        try:
+            return decode(path.read_bytes(), Card, what=str(path), at_most=cards.AT_MOST)
+        except OSError as error:
+            raise NeedsPerson(
+                f"this machine has not joined: {path} is not there",
+                hint="`edgewise node token` at the hub, then `edgewise agent join TOKEN` here",
+            ) from error
+
+    @property
+    def tuf_root(self) -> bytes:
+        """The initial TUF root metadata. Raises NeedsPerson before the join."""
+        return _read(self.directory / "tuf-root.json")
+
+    def enrolment_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key that never expires; made at the first call."""
+        return _key(self.directory / "enrolment.key")
+
+    def age_identity(self) -> pyrage.x25519.Identity:
+        """What secrets for this machine are sealed to; made at the first call."""
+        path = self.directory / "age.key"
+        if not path.exists():
+            write_private(path, f"{pyrage.x25519.Identity.generate()}\n".encode())
+        try:
+            return pyrage.x25519.Identity.from_str(_read(path).decode().strip())
+        except (pyrage.IdentityError, ValueError) as error:
+            raise NeedsPerson(
+                f"{path} is damaged", hint="join this machine again with an empty state directory"
+            ) from error
+
+    def open_sealed(self, sealed: bytes) -> bytes:
+        """Plaintext of an object that the hub sealed to this machine. Raises Untrusted."""
+        try:
+            return bytes(pyrage.decrypt(sealed, [self.age_identity()]))
+        except pyrage.DecryptError as error:
+            raise Untrusted(
+                f"a secret cannot be opened with this machine's key: {error}",
+                hint="was the node joined again since? the hub reseals at the next commit",
+            ) from error
+
+    def sign(self, purpose: Purpose, payload: bytes) -> Signed:
+        """Sign with the enrolment key: receipts."""
+        key = self.enrolment_key()
+        unsigned = Signed(purpose, payload, fingerprint(spki_of(key)), b"")
+        return Signed(purpose, payload, unsigned.key_id, sign_bytes(key, unsigned.signed_bytes))
+
+
+async def join(identity: MachineIdentity, token: Token, machine: Machine, line: JoinLine) -> Card:
+    """Join, or repeat a join whose answer was lost.
+
+    Raises what the hub says, and Untrusted for an answer that does not fit the token.
+    """
+    enrolment = identity.enrolment_key()
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = _request(key, machine.name)
+    ca_csr = b""
+    if machine.role == "relay":
+        ca_csr = _request(_key(identity.directory / "ca.key"), machine.name)
+    reply = await line.join(
+        JoinRequest(
+            token=token.identifier,
+            secret=token.secret,
+            role=machine.role,
+            name=machine.name,
+            enrolment_key=spki_of(enrolment),
+            csr=csr,
+            proof=sign_bytes(enrolment, join_proof_bytes(token.identifier, csr)),
+            age_recipient=str(identity.age_identity().to_public()),
+            ca_csr=ca_csr,
+            platform=machine.platform,
+            urls=machine.urls,
+        )
+    )
+    if token.tuf_root and hashlib.sha256(reply.tuf_root).hexdigest() != token.tuf_root:
+        raise Untrusted(
+            "the answer carries another TUF root than the token names",
+            hint="somebody between here and the hub changed it; join at the hub's own URL",
+        )
+    roots = tuple(root for root in reply.roots if fingerprint(root) == token.root)
+    if not roots:
+        raise Untrusted("the answer lacks the root certificate that the token names")
+    card = _checked(reply, key, machine, roots)
+    write_private(identity.directory / "tuf-root.json", reply.tuf_root, mode=0o644)
+    identity.credentials.trust(roots)
+    _keep_ca(identity, reply.ca_chain)
+    _write_card(identity, card)
+    # Last: with the certificate in place the machine counts as joined.
+    identity.credentials.replace(key_pem=_pem(key), chain=reply.chain)
+    return card
+
+
+async def renew(identity: MachineIdentity, line: JoinLine) -> Card:
+    """Replace certificate and key before they expire. Roots stay: a relay cannot change them.
+
+    Raises what the far end says; the old certificate then stays in use.
+    """
+    card = identity.card()
+    key = ec.generate_private_key(ec.SECP256R1())
+    ca_csr = b""
+    if card.role == "relay":
+        ca_csr = _request(_key(identity.directory / "ca.key"), card.name)
+    reply: RenewReply = await line.renew(RenewRequest(_request(key, card.name), ca_csr))
+    return _renewed(identity, card, key, reply.chain, reply.ca_chain)
+
+
+async def rejoin(identity: MachineIdentity, line: JoinLine) -> Card:
+    """A new certificate by the enrolment key, for a node that was away too long."""
+    card = identity.card()
+    enrolment = identity.enrolment_key()
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = _request(key, card.name)
+    nonce = (await line.challenge()).nonce
+    last = _serial_of(identity)
+    proof = sign_bytes(enrolment, rejoin_proof_bytes(nonce, csr, last))
+    reply = await line.rejoin(RejoinRequest(card.name, nonce, csr, proof, last))
+    # The hub may have moved it to another region; who the hub is never changes.
+    moved = structs.replace(
+        card, spiffe_id=reply.spiffe_id, region=reply.region, urls=reply.urls or card.urls
+    )
+    _check_name(moved.spiffe_id, card)
+    return _renewed(identity, moved, key, reply.chain, ())
+
+
+def _renewed(
+    identity: MachineIdentity,
+    card: Card,
+    key: ec.EllipticCurvePrivateKey,
+    chain: tuple[bytes, ...],
+    ca_chain: tuple[bytes, ...],
+) -> Card:
+    leaf = _leaf(chain, key, card.id, identity.credentials.root_certificates())
+    fresh = _card_with(card, leaf)
+    _keep_ca(identity, ca_chain)
+    identity.credentials.replace(key_pem=_pem(key), chain=chain)
+    _write_card(identity, fresh)
+    return fresh
+
+
+def _checked(
+    reply: JoinReply,
+    key: ec.EllipticCurvePrivateKey,
+    machine: Machine,
+    roots: tuple[bytes, ...],
+) -> Card:
+    try:
+        own, hub = SpiffeId.parse(reply.spiffe_id), SpiffeId.parse(reply.hub_id)
+    except ValueError as error:
+        raise Untrusted(f"the answer has a malformed identity: {error}") from error
+    if (own.role, own.name) != (machine.role, machine.name) or hub.path != "/hub":
+        raise Untrusted(f"the answer is for {own}, not for {machine.role} {machine.name}")
+    leaf = _leaf(reply.chain, key, own, roots)
+    now = leaf.not_valid_before_utc
+    blank = Card(
+        str(own), str(hub), machine.role, machine.name, reply.region, reply.urls, "", now, now
+    )
+    return _card_with(blank, leaf)
+
+
+def _check_name(spiffe_id: str, card: Card) -> None:
+    try:
+        own = SpiffeId.parse(spiffe_id)
+    except ValueError as error:
+        raise Untrusted(f"the answer has a malformed identity: {error}") from error
+    if own.path != card.id.path:
+        raise Untrusted(f"the answer is for {own}, not for {card.id}")
+
+
+def _card_with(card: Card, leaf: x509.Certificate) -> Card:
+    return structs.replace(
+        card,
+        serial=f"{leaf.serial_number:x}",
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+    )
+
+
+def _leaf(
+    chain: tuple[bytes, ...],
+    key: ec.EllipticCurvePrivateKey,
+    own: SpiffeId,
+    roots: tuple[bytes, ...],
+) -> x509.Certificate:
+    """The leaf, once it is for our key and our name and chains to a root by signatures.
+
+    Name constraints and times are OpenSSL's to judge, at the first handshake.
+    """
+    if not 1 <= len(chain) <= 4 or any(len(der) > 16 << 10 for der in chain):
+        raise Untrusted("the answer has no sensible certificate chain")
+    try:
+        found = [x509.load_der_x509_certificate(der) for der in chain]
+        names = found[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        anchors = [x509.load_der_x509_certificate(der) for der in roots]
+        for lower, upper in pairwise(found):
+            lower.verify_directly_issued_by(upper)
+        anchored = any(_issued_by(found[-1], anchor) for anchor in anchors)
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+    ) as error:
+        raise Untrusted(f"the certificates of the answer do not hold: {error}") from error
+    if not anchored:
+        raise Untrusted("the new certificate does not come from the root that this machine trusts")
+    if found[0].public_key() != key.public_key() or uris != [str(own)]:
+        raise Untrusted("the new certificate is for another key or another name")
+    return found[0]
+
+
+def _issued_by(certificate: x509.Certificate, anchor: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(anchor)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _keep_ca(identity: MachineIdentity, chain: tuple[bytes, ...]) -> None:
+    if chain:
+        write_private(identity.directory / "ca.pem", pem_of(chain).encode(), mode=0o644)
+
+
+def _write_card(identity: MachineIdentity, card: Card) -> None:
+    write_private(identity.directory / cards.FILE, encode(card), mode=0o644)
+
+
+def _serial_of(identity: MachineIdentity) -> str:
+    """Of the certificate on disk; empty when it is lost: a rejoin works without."""
+    if not identity.credentials.exist:
+        return ""
+    leaf = certificates_in(identity.credentials.chain)[0]
+    try:
+        return f"{x509.load_der_x509_certificate(leaf).serial_number:x}"
+    except ValueError:
+        return ""
+
+
+def _request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"edgewise {name}"[:64])])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        write_private(path, _pem(ec.generate_private_key(ec.SECP256R1())))
+    try:
+        key = serialization.load_pem_private_key(_read(path), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise NeedsPerson(
+            f"{path} is damaged: {error}", hint="put it back, or join again with a new token"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise NeedsPerson(f"{path} is not an ECDSA key", hint="join again with a new token")
+    return key
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NeedsPerson(
+            f"{path} cannot be read: {error.strerror}", hint="join again with a new token"
+        ) from error

@@ -1,1 +1,85 @@
-"""What identity does on the relay."""
+"""What identity does on the relay: pass joins on, renew its region's nodes itself.
+
+Joins and rejoins are decided and answered by the hub alone: it knows tokens and enrolment
+keys. Renewals are the relay's own, by its regional CA, so that certificates stay fresh
+while the hub is away. What the hub says is gone is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgewise.identity.names import Organisation, Station, authorise
+from edgewise.identity.ports import Issuer, JoinLine, Lineages
+from edgewise.identity.rotation import TwoUsers, issued, shown
+from edgewise.model.errors import Forbidden
+from edgewise.model.names import SpiffeId
+from edgewise.protocol.join import (
+    JoinReply,
+    JoinRequest,
+    RejoinChallenge,
+    RejoinRequest,
+    RenewReply,
+    RenewRequest,
+    Roots,
+)
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Log
+
+
+@dataclass(slots=True)
+class RegionalEnroller:
+    """One per relay."""
+
+    organisation: Organisation
+    region: str
+    issuer: Issuer
+    hub: JoinLine
+    lineages: Lineages
+    gone: Callable[[str], str]
+    """Why a name is refused (from ``RelayNews.gone``), or an empty text."""
+    clock: Clock
+    log: Log
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+
+    def roots(self) -> Roots:
+        """Answer of GET /v1/roots."""
+        return Roots(self.issuer.roots)
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        """Raises TryLater while the hub is away, and whatever the hub says."""
+        return await self.hub.join(request)
+
+    async def challenge(self) -> RejoinChallenge:
+        """The hub's challenge."""
+        return await self.hub.challenge()
+
+    async def rejoin(self, request: RejoinRequest) -> JoinReply:
+        """As ``join``."""
+        return await self.hub.rejoin(request)
+
+    async def renew(self, peer: SpiffeId, request: RenewRequest, serial: str = "") -> RenewReply:
+        """A new certificate for a node of this region.
+
+        Raises Forbidden for others, for nodes that are gone, and for two users of one key.
+        """
+        authorise("renew", peer, Station(self.organisation, self.region))
+        if peer.role != "node":
+            raise Forbidden(f"{peer} renews at the hub", hint="use the hub's URL")
+        if why := self.gone(peer.name):
+            raise Forbidden(f"{peer.name} gets nothing more: {why}", hint="ask the operator")
+        async with self._turn:
+            before = shown(await self.lineages.lineage(peer.name), serial)
+            if isinstance(before, TwoUsers):
+                self.log.event("two users of one key", "error", name=peer.name, what=before.what)
+                raise Forbidden(
+                    f"{peer.name} is locked: {before.what}",
+                    hint="find the copy; then forget the name and join the right machine again",
+                )
+            made = self.issuer.issue(peer, request.csr)
+            await self.lineages.keep_lineage(
+                peer.name, issued(before, made.serial, self.clock.now())
+            )
+        return RenewReply(made.chain, self.issuer.roots)

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+from edgewise.identity.rotation import Lineage
+from edgewise.model.names import SpiffeId
+from edgewise.protocol.join import (
+    JoinReply,
+    JoinRequest,
+    RejoinChallenge,
+    RejoinRequest,
+    RenewReply,
+    RenewRequest,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
@@ -63,5 +74,72 @@ class Enrolments(Protocol):
     async def bind(self, identifier: str, enrolled: Enrolled) -> None:
         """Bind the token to the key and keep the enrolment, in one transaction.
 
-        Repeating it with the same token and key changes nothing.
+        Repeating it with the same token and key changes nothing. Raises NotFound for a
+        token that was revoked in between.
         """
+
+    async def forget_tokens(self, before: datetime) -> None:
+        """Forget tokens that expired before this."""
+
+
+class Lineages(Protocol):
+    """What was issued to whom. Implementations: backends.sqlite.enrolments, testing.enrolments.
+
+    ``Enrolments.forget`` forgets the lineage as well, where one object is both.
+    """
+
+    async def lineage(self, name: str) -> Lineage:
+        """An empty one for a name that is not known."""
+
+    async def keep_lineage(self, name: str, lineage: Lineage) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new certificate."""
+
+    chain: tuple[bytes, ...]
+    """DER, leaf first, without the root."""
+    serial: str
+    """Lower-case hex without leading zeros, as OpenSSL prints it."""
+    not_before: datetime
+    not_after: datetime
+
+
+class Issuer(Protocol):
+    """A certificate authority that can make SVIDs of at least one region.
+
+    Implementations: backends.pki.authority.Authority (hub), .RegionalAuthority (relay).
+    """
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """DER root certificates."""
+
+    def issue(self, identity: SpiffeId, csr: bytes, urls: tuple[str, ...] = ()) -> Issued:
+        """An SVID for the key in a PKCS#10 request; names in the request are ignored.
+
+        A relay's also carries the hosts of its ``urls``, for curl and Prometheus.
+
+        Raises Untrusted for a request that is malformed, not signed by its own key, or of
+        another kind of key than P-256; Forbidden for an identity that is not its to give.
+        """
+
+
+class RootIssuer(Issuer, Protocol):
+    """The hub's authority, which also makes regional ones."""
+
+    def issue_regional(self, region: str, csr: bytes, urls: tuple[str, ...]) -> tuple[bytes, ...]:
+        """A regional CA certificate (DER) and what signed it, without the root.
+
+        It can only sign names in its region's trust domain, and host names of ``urls``.
+        """
+
+
+class JoinLine(Protocol):
+    """What a machine needs to reach for its identity. Implementation: net.joining."""
+
+    async def join(self, request: JoinRequest) -> JoinReply: ...
+    async def challenge(self) -> RejoinChallenge: ...
+    async def rejoin(self, request: RejoinRequest) -> JoinReply: ...
+    async def renew(self, request: RenewRequest) -> RenewReply: ...

@@ -29,21 +29,21 @@ def peer_of(tls: ssl.SSLObject | None, address: str) -> Peer:
         if len(_known) >= _KNOWN:
             _known.clear()
         _known[data] = found
-    return Peer(found[0], found[1], address)
+    return Peer(found[0], found[1], address, found[2])
 
 
-_known: dict[bytes, tuple[SpiffeId | None, datetime | None]] = {}
+_known: dict[bytes, tuple[SpiffeId | None, datetime | None, str]] = {}
 
 
-def _read(fields: Any) -> tuple[SpiffeId | None, datetime | None]:
+def _read(fields: Any) -> tuple[SpiffeId | None, datetime | None, str]:
     names = [value for kind, value in fields.get("subjectAltName", ()) if kind == "URI"]
     if len(names) != 1:
-        return None, None
+        return None, None, ""
     try:
         identity = SpiffeId.parse(names[0])
     except ValueError:
-        return None, None
-    return identity, _expiry(fields["notAfter"])
+        return None, None, ""
+    return identity, _expiry(fields["notAfter"]), fields["serialNumber"].lower().lstrip("0")
 
 
 @lru_cache(1024)

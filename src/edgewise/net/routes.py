@@ -37,6 +37,8 @@ class Peer:
     """From the verified client certificate; None without one."""
     expires: datetime | None = None
     address: str = ""
+    serial: str = ""
+    """Of the certificate, lower-case hex: renewals show it (identity.rotation)."""
 
     @property
     def role(self) -> str:

@@ -26,6 +26,8 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hex SHA-256 of the root certificate (DER): pins the first TLS connection."""
     identifier: str
     secret: str
+    tuf_root: str = ""
+    """Hex SHA-256 of the initial TUF root metadata, so that a relay cannot give another."""
 
     def text(self) -> str:
         """The string that is handed to a node."""
@@ -112,12 +114,14 @@ class RejoinChallenge(msgspec.Struct, frozen=True):
 
 
 class RejoinRequest(msgspec.Struct, frozen=True):
-    """``proof`` is the enrolment key's signature over ``rejoin/1 NUL nonce NUL csr``."""
+    """``proof`` is the enrolment key's signature over ``rejoin/1 NUL nonce NUL last NUL csr``."""
 
     name: str
     nonce: str
     csr: bytes
     proof: bytes
+    last: str = ""
+    """Serial number (hex) of the last certificate it held: two users of one key show."""
 
 
 class Roots(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""Certificates and sealed secrets: the only place that makes them."""

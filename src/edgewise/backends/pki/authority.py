@@ -1,0 +1,262 @@
+"""The certificate authorities of hub and relay, as files in a directory.
+
+``pki/root.pem`` and ``root.key`` (0600); ``pki/ca/<region>.pem`` and ``.key`` for each
+region that the hub issues for itself, ``hub`` among them. The root's key may be taken
+away to a safe place: everything goes on until a new region or a new regional CA is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from edgewise.backends.pki.certificates import (
+    Hosts,
+    Key,
+    Signer,
+    der,
+    key_pem,
+    make_key,
+    make_regional,
+    make_root,
+    make_svid,
+    requested_key,
+)
+from edgewise.identity.names import HUB, Organisation
+from edgewise.identity.ports import Issued, Issuer, RootIssuer
+from edgewise.model.errors import Forbidden, NeedsPerson
+from edgewise.model.names import SpiffeId
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.credentials import (
+    CredentialFiles,
+    certificates_in,
+    fingerprint,
+    pem_of,
+    write_private,
+)
+
+
+class KeyStore(Protocol):
+    """Where CA keys live. ``FileKeys`` here; a PKCS#11 token or a KMS can stand behind it."""
+
+    def load(self, name: str) -> Key | None: ...
+    def create(self, name: str) -> Key: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileKeys:
+    """Keys as PKCS#8 files with mode 0600 in one directory."""
+
+    directory: Path
+
+    def load(self, name: str) -> Key | None:
+        """None when there is no such key. Raises NeedsPerson when it cannot be used."""
+        path = self.directory / f"{name}.key"
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise NeedsPerson(
+                f"the key {path} cannot be used: {error}", hint="put it back from a backup"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise NeedsPerson(f"the key {path} is not ECDSA P-256")
+        return key
+
+    def create(self, name: str) -> Key:
+        """A new key; an old one of this name is replaced."""
+        key = make_key()
+        write_private(self.directory / f"{name}.key", key_pem(key))
+        return key
+
+
+@dataclass(slots=True)
+class Authority:
+    """The hub's: the root and one CA for each region it issues for. See ``open_or_create``."""
+
+    directory: Path
+    organisation: Organisation
+    clock: Clock
+    keys: KeyStore
+    root: x509.Certificate
+    _signers: dict[str, Signer] = field(default_factory=dict)
+
+    @classmethod
+    def open_or_create(
+        cls, directory: Path, organisation: str, clock: Clock, keys: KeyStore | None = None
+    ) -> Authority:
+        """Open ``pki/``; make a root first where there is none.
+
+        Raises NeedsPerson when the root belongs to another organisation or is damaged.
+        """
+        names = Organisation(organisation)
+        store = keys or FileKeys(directory)
+        path = directory / "root.pem"
+        if not path.exists():
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made = make_root(organisation, clock.now())
+            # The key first: a root without its key would be there for ever.
+            write_private(directory / "root.key", key_pem(made.key))
+            write_private(path, pem_of([der(made.certificate)]).encode(), mode=0o644)
+        root = _certificate(path)
+        if (found := _name_of(root)) != organisation:
+            raise NeedsPerson(
+                f"the root in {directory} is of organisation {found!r}, not {organisation!r}",
+                hint="use the name the hub was made with, or another --data directory",
+            )
+        return cls(directory, names, clock, store, root)
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        return (der(self.root),)
+
+    @property
+    def root_sha256(self) -> str:
+        """What tokens pin."""
+        return fingerprint(self.roots[0])
+
+    def issue(self, identity: SpiffeId, csr: bytes, urls: tuple[str, ...] = ()) -> Issued:
+        """See ``Issuer``."""
+        key = requested_key(csr)
+        region = self.organisation.region_of(identity)
+        if region is None or not self.organisation.owns(identity):
+            raise Forbidden(f"{identity} is no identity of {self.organisation.name}")
+        hosts = Hosts.of_urls(urls)
+        return make_svid(self._signer(region), identity, key, hosts, self.clock.now())
+
+    def issue_regional(self, region: str, csr: bytes, urls: tuple[str, ...]) -> tuple[bytes, ...]:
+        key = requested_key(csr)
+        hosts = Hosts.of_urls(urls)
+        domain = self.organisation.domain(region)
+        return (der(make_regional(self._root_signer(), domain, key, hosts, self.clock.now())),)
+
+    def issue_hub(self, credentials: CredentialFiles, hosts: Hosts) -> Issued:
+        """Make the hub's own serving certificate and write it to ``credentials``."""
+        return self._issue_own(credentials, self.organisation.hub, hosts)
+
+    def issue_operator(self, name: str, credentials: CredentialFiles) -> Issued:
+        """Make a certificate for an operator and write it to ``credentials``."""
+        return self._issue_own(credentials, self.organisation.user(name), Hosts())
+
+    def _issue_own(self, credentials: CredentialFiles, identity: SpiffeId, hosts: Hosts) -> Issued:
+        key = make_key()
+        region = self.organisation.region_of(identity) or HUB
+        issued = make_svid(
+            self._signer(region), identity, key.public_key(), hosts, self.clock.now()
+        )
+        credentials.trust(self.roots)
+        credentials.replace(key_pem=key_pem(key), chain=issued.chain)
+        return issued
+
+    def _signer(self, region: str) -> Signer:
+        """The CA of a region, made or renewed when it is past half its life."""
+        kept = self._signers.get(region) or self._read_signer(region)
+        now = self.clock.now()
+        if kept is None or _past_half(kept.certificate, now):
+            kept = self._make_signer(region, kept, now)
+        self._signers[region] = kept
+        return kept
+
+    def _read_signer(self, region: str) -> Signer | None:
+        path = self.directory / "ca" / f"{region}.pem"
+        if not path.exists():
+            return None
+        key = FileKeys(self.directory / "ca").load(region)
+        certificate = _certificate(path)
+        if key is None or key.public_key() != certificate.public_key():
+            return None  # A crash between the two files: make both again.
+        return Signer(certificate, key)
+
+    def _make_signer(self, region: str, old: Signer | None, now: datetime) -> Signer:
+        domain = self.organisation.hub_domain if region == HUB else self.organisation.domain(region)
+        if old is not None and self.keys.load("root") is None:
+            if now < old.certificate.not_valid_after_utc:
+                return old  # The root is in its safe; the old CA still does.
+        root = self._root_signer()
+        key = FileKeys(self.directory / "ca").create(region)
+        certificate = make_regional(root, domain, key.public_key(), None, now)
+        write_private(
+            self.directory / "ca" / f"{region}.pem", pem_of([der(certificate)]).encode(), mode=0o644
+        )
+        return Signer(certificate, key)
+
+    def _root_signer(self) -> Signer:
+        key = self.keys.load("root")
+        if key is None:
+            raise NeedsPerson(
+                "this needs the root's key, which is not here",
+                hint=f"put root.key back into {self.directory} for as long as it takes",
+            )
+        return Signer(self.root, key)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionalAuthority:
+    """A relay's CA: SVIDs for the nodes of its own region, hub or no hub.
+
+    The certificate itself keeps it to its trust domain; the check here only says so early.
+    """
+
+    organisation: Organisation
+    region: str
+    signer: Signer
+    roots: tuple[bytes, ...]
+    clock: Clock
+
+    @classmethod
+    def open(
+        cls, directory: Path, roots: tuple[bytes, ...], region: str, clock: Clock
+    ) -> RegionalAuthority:
+        """From ``ca.pem`` (its certificate first) and ``ca.key``. Raises NeedsPerson."""
+        chain = certificates_in(directory / "ca.pem")
+        key = FileKeys(directory).load("ca")
+        certificate = x509.load_der_x509_certificate(chain[0])
+        if key is None or key.public_key() != certificate.public_key():
+            raise NeedsPerson(
+                f"the CA key in {directory} does not belong to its certificate",
+                hint="join the relay again with a new token",
+            )
+        organisation = Organisation(_name_of(certificate))
+        return cls(organisation, region, Signer(certificate, key, chain[1:]), roots, clock)
+
+    @property
+    def not_after(self) -> datetime:
+        """Until when the relay can work without the hub."""
+        return self.signer.certificate.not_valid_after_utc
+
+    def issue(self, identity: SpiffeId, csr: bytes, urls: tuple[str, ...] = ()) -> Issued:
+        key = requested_key(csr)
+        if identity.trust_domain != self.organisation.domain(self.region):
+            raise Forbidden(f"{identity} is not of region {self.region}")
+        return make_svid(self.signer, identity, key, Hosts.of_urls(urls), self.clock.now())
+
+
+def _past_half(certificate: x509.Certificate, now: datetime) -> bool:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return now >= begin + (end - begin) / 2
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(certificates_in(path)[0])
+    except ValueError as error:
+        raise NeedsPerson(
+            f"{path} cannot be read: {error}", hint="put it back from a backup"
+        ) from error
+
+
+def _name_of(certificate: x509.Certificate) -> str:
+    return str(certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+
+
+def _meets_its_port(hub: Authority, relay: RegionalAuthority) -> tuple[RootIssuer, Issuer]:
+    return hub, relay

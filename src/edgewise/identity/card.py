@@ -1,0 +1,48 @@
+"""``identity.json``: what a node knows about its own identity without parsing certificates.
+
+The resident agent reads it, so nothing here needs more than msgspec.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Literal
+
+import msgspec
+
+from edgewise.identity.names import upstream_of
+from edgewise.identity.rotation import Validity
+from edgewise.model.names import SpiffeId
+
+FILE: Final = "identity.json"
+AT_MOST: Final = 64 << 10
+
+
+class Card(msgspec.Struct, frozen=True):
+    """One machine's identity."""
+
+    spiffe_id: str
+    hub_id: str
+    role: Literal["node", "relay"]
+    name: str
+    region: str
+    urls: tuple[str, ...]
+    """Where to sync."""
+    serial: str
+    """Of the present certificate, lower-case hex."""
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def id(self) -> SpiffeId:
+        """The SPIFFE ID as a value."""
+        return SpiffeId.parse(self.spiffe_id)
+
+    @property
+    def validity(self) -> Validity:
+        """Of the present certificate."""
+        return Validity(self.not_before, self.not_after)
+
+    def expects(self, peer: SpiffeId) -> bool:
+        """Whether this machine may talk to ``peer``: for ``net.client.Endpoint.expect``."""
+        return upstream_of(self.id, self.hub_id, peer)
