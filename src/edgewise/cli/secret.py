@@ -93,7 +93,7 @@ def _values(given: list[str]) -> dict[str, bytes]:
 
 
 def _armoured(data: bytes, recipients: list[str]) -> str:
-    import pyrage  # type: ignore[import-untyped]
+    import pyrage
 
     keys = []
     for text in recipients:

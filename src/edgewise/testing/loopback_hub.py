@@ -101,16 +101,16 @@ class FewJoins:
         self._clock = clock
         self._tokens: dict[str, TokenLine] = {}
 
-    async def join(self, request: JoinRequest) -> JoinReply:
+    async def join(self, request: JoinRequest, via: SpiffeId | None = None) -> JoinReply:
         raise Forbidden("this token is not known", hint="make one with `edgewise node token`")
 
     async def challenge(self) -> RejoinChallenge:
         return RejoinChallenge("n")
 
-    async def rejoin(self, request: RejoinRequest) -> JoinReply:
+    async def rejoin(self, request: RejoinRequest, via: SpiffeId | None = None) -> JoinReply:
         raise Forbidden(f"{request.name[:40]!r} is not enrolled")
 
-    async def renew(self, peer: SpiffeId, request: RenewRequest) -> RenewReply:
+    async def renew(self, peer: SpiffeId, request: RenewRequest, serial: str = "") -> RenewReply:
         raise Forbidden(f"{peer} is not enrolled")
 
     async def create_token(self, request: TokenRequest) -> TokenCreated:

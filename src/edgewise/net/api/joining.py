@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.journal import Journal
-from edgewise.net.routes import ANYONE, OPERATORS, Call, Paging, Route, page
+from edgewise.net.routes import ANYONE, OPERATORS, Call, Paging, Peer, Route, page
 from edgewise.protocol import limits
 from edgewise.protocol.api import Page, TokenCreated, TokenLine, TokenRequest
 from edgewise.protocol.join import (
@@ -24,10 +24,14 @@ from edgewise.protocol.join import (
 class Joins(Protocol):
     """Gives certificates. Implementation: identity.on_hub.Enroller."""
 
-    async def join(self, request: JoinRequest) -> JoinReply: ...
+    async def join(self, request: JoinRequest, via: SpiffeId | None = None) -> JoinReply:
+        """``via``: the relay that passed it on."""
+
     async def challenge(self) -> RejoinChallenge: ...
-    async def rejoin(self, request: RejoinRequest) -> JoinReply: ...
-    async def renew(self, peer: SpiffeId, request: RenewRequest) -> RenewReply: ...
+    async def rejoin(self, request: RejoinRequest, via: SpiffeId | None = None) -> JoinReply: ...
+    async def renew(
+        self, peer: SpiffeId, request: RenewRequest, serial: str = ""
+    ) -> RenewReply: ...
     async def create_token(self, request: TokenRequest) -> TokenCreated: ...
     async def tokens(self) -> tuple[TokenLine, ...]: ...
     async def revoke_token(self, identifier: str) -> None: ...
@@ -134,7 +138,7 @@ class JoinRoutes:
 
     async def join(self, call: Call[JoinRequest]) -> JoinReply:
         """POST /v1/join."""
-        reply = await self._joins.join(call.body)
+        reply = await self._joins.join(call.body, _via(call.peer))
         subject = f"{call.body.role}/{call.body.name}"
         await self._journal.note(call.peer, "join", subject, f"token {call.body.token}")
         await self._joined(call.body.name)
@@ -146,17 +150,21 @@ class JoinRoutes:
 
     async def rejoin(self, call: Call[RejoinRequest]) -> JoinReply:
         """POST /v1/rejoin."""
-        reply = await self._joins.rejoin(call.body)
+        reply = await self._joins.rejoin(call.body, _via(call.peer))
         await self._journal.note(call.peer, "rejoin", call.body.name)
         return reply
 
     async def renew(self, call: Call[RenewRequest]) -> RenewReply:
         """POST /v1/renew."""
-        return await self._joins.renew(call.peer.required(), call.body)
+        return await self._joins.renew(call.peer.required(), call.body, call.peer.serial)
 
     async def roots(self, call: Call[None]) -> Roots:
         """GET /v1/roots."""
         return self._joins.roots()
+
+
+def _via(peer: Peer) -> SpiffeId | None:
+    return peer.id if peer.role == "relay" else None
 
 
 def _machine(path: str, summary: str, answer: Any, request: Any) -> Route:
