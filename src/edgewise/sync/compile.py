@@ -106,9 +106,14 @@ class _Compile:
             unplaced=tuple(sorted(n.name for n in self._joined if n.name not in placed)),
             not_acted_on=_not_acted_on(revision.documents),
             secrets=_secrets(kinds),
-            held=_held(root, fleets, previous),
+            held=_held(root, fleets, self._before(previous)),
             warnings=self._warnings.problems(),
         )
+
+    def _before(self, previous: Compiled | None) -> Compiled | None:
+        """The same commit takes nothing away: nodes that went meanwhile were forgotten."""
+        same = previous is not None and previous.revision == self._snapshot.revision
+        return None if same else previous
 
     # Who is where
 

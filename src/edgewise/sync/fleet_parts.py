@@ -69,6 +69,8 @@ class FleetParts:
         self._fleet = fleet
         self._members = members
         self._layers = _layers(bench.workspace, where, fleet)
+        self._unfit: set[Path] = set()
+        """Patches that were reported already."""
 
     def build(self) -> list[Built]:
         """Every part whose document exists, sorted by kind and name."""
@@ -294,6 +296,8 @@ class FleetParts:
                 if body.get("name") == name:
                     change = {k: v for k, v in body.items() if k != "name"}
                     path: Path = ("spec", "overlays", index, field, place)
+                    if path in self._unfit:
+                        continue
                     found.append(Patch(path, overlay.selector, change))
         return tuple(found)
 
@@ -307,6 +311,7 @@ class FleetParts:
                     path: Path = ("spec", "overlays", index, field, place)
                     finding = self._check_patch(body, path, (kind, box, placed))
                     if finding is not None:
+                        self._unfit.add(path)
                         self._bench.report.at(self._where, finding)
 
     def _check_patch(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
+
+import msgspec
 
 from edgewise.model.rules import RolloutRules
 from edgewise.protocol.api import SourceProblem
@@ -130,6 +133,47 @@ class Compiled:
     """Why this change waits for a person (mass deletion), or empty."""
     warnings: tuple[SourceProblem, ...] = ()
     """What compiles but is probably not meant, such as a selector that matches nothing."""
+
+
+class CommitSeen(msgspec.Struct, frozen=True):
+    """A commit that the hub has looked at: for `edgewise trace` and for status."""
+
+    revision: str
+    """``main@sha1:<40 hex>``."""
+    author: str
+    subject: str
+    seen: datetime
+    compiled: bool
+    """Whether it compiled; then ``releases`` says to what."""
+    problems: tuple[SourceProblem, ...] = ()
+    releases: dict[str, str] = {}
+    """Fleet to release digest."""
+    held: str = ""
+    """Why it waits for a person; empty when it does not, or when one agreed."""
+
+    @property
+    def commit(self) -> str:
+        """The full object id."""
+        return self.revision.rpartition(":")[2]
+
+
+class CompileMemory(Protocol):
+    """Remembers commits across restarts; at least the newest thousand.
+
+    Implementations: backends.sqlite.source, testing.commits.
+    """
+
+    async def remember(self, seen: CommitSeen) -> None:
+        """Keep, or replace what was known of the same commit."""
+
+    async def recall(self, commit: str) -> CommitSeen | None:
+        """By object id or a prefix of at least 4 digits; the newest of several."""
+
+    async def newest(self) -> CommitSeen | None:
+        """The last one that was remembered for the first time."""
+
+    async def last_good(self) -> CommitSeen | None:
+        """The newest one that compiled and was not held: the fleets follow it."""
 
 
 class CompileFailed(Exception):

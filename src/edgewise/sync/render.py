@@ -151,20 +151,22 @@ class _Mistakes:
     """Findings of many nodes, one line each."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple[Sourced, Finding], tuple[str, int]] = {}
+        self._first: dict[tuple[object, ...], tuple[Sourced, Finding, str, int]] = {}
         self._by_key: dict[str, tuple[tuple[Sourced, Finding], ...]] = {}
 
     def add(self, node: str, found: tuple[tuple[Sourced, Finding], ...], key: str) -> None:
         self._by_key[key] = found
-        for each in found:
-            example, count = self._first.get(each, (node, 0))
-            self._first[each] = (example, count + 1)
+        for where, finding in found:
+            # The hint depends on what else the node has; the first node's is as good as any.
+            same = (where, finding.path, finding.message, finding.line_offset)
+            _, first, example, count = self._first.get(same, (where, finding, node, 0))
+            self._first[same] = (where, first, example, count + 1)
 
     def again(self, node: str, key: str) -> None:
         self.add(node, self._by_key[key], key)
 
     def tell(self, report: Report) -> None:
-        for (where, finding), (node, count) in self._first.items():
+        for where, finding, node, count in self._first.values():
             others = f" and {count - 1} more" if count > 1 else ""
             message = f"{finding.message} (node {node}{others})"
             report.at(

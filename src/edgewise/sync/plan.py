@@ -1,0 +1,323 @@
+"""What a commit would change: per fleet, part and node, before anything moves. Pure.
+
+Nodes with the same choice before and after are looked at once, so the cost follows the
+number of different changes and not the size of the fleet.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+import yaml
+
+from edgewise.model.quantity import format_duration
+from edgewise.model.rules import StageRule
+from edgewise.protocol.api import FileChange, FleetPlan, Plan, SourceProblem, StagePlan
+from edgewise.protocol.content import FilesConfig, Part, ProcessApp, Release, TreeRef
+from edgewise.sync.matching import PLATFORM_LABEL
+from edgewise.sync.ports import Compiled, CompiledFleet, Member
+
+DIFF: Final = 20_000
+"""Characters of one diff."""
+DIFF_LINES: Final = 4000
+"""Lines of one text that are compared; the comparison's cost grows faster than they do."""
+CHANGES: Final = 20
+"""Different diffs that are shown of one part."""
+MEMBERS: Final = 50
+"""Names that are shown of one stage."""
+MOVING: Final = 200
+"""Names that are shown of nodes that join or leave a fleet."""
+
+Choice = tuple[tuple[str, str, str], ...]
+"""(kind, name, digest) of what one node runs."""
+
+
+def plan_change(before: Compiled | None, after: Compiled) -> Plan:
+    """From one compiled commit to another; ``before`` is None when nothing runs yet."""
+    was = _Fleets(before.fleets if before else {})
+    now = _Fleets(after.fleets)
+    names = sorted({*was.fleets, *now.fleets})
+    return Plan(
+        base=before.revision if before else "",
+        head=after.revision,
+        fleets=tuple(_fleet(name, was, now) for name in names),
+        not_acted_on=after.not_acted_on,
+        held=after.held,
+        warnings=after.warnings,
+    )
+
+
+def plan_refused(base: str, head: str, problems: Sequence[SourceProblem]) -> Plan:
+    """The plan of a commit that does not compile."""
+    return Plan(base, head, (), problems=tuple(problems))
+
+
+class _Fleets:
+    """The fleets of one commit, with their documents decoded at most once."""
+
+    def __init__(self, fleets: Mapping[str, CompiledFleet]) -> None:
+        self.fleets = fleets
+        self.fleet_of = {node: f for f in fleets.values() for node in f.members}
+        self._releases = {
+            name: msgspec.json.decode(f.documents[f.release], type=Release)
+            for name, f in fleets.items()
+        }
+        self._parts: dict[str, Part] = {}
+        self._choices: dict[tuple[str, str], Choice] = {}
+
+    def choice(self, node: str) -> Choice:
+        """What a node runs; nothing when no fleet has it."""
+        fleet = self.fleet_of.get(node)
+        if fleet is None:
+            return ()
+        member = fleet.members[node]
+        key = (fleet.name, member.selection)
+        if key not in self._choices:
+            self._choices[key] = self._releases[fleet.name].selection(node, member.labels)
+        return self._choices[key]
+
+    def part(self, fleet: CompiledFleet, digest: str) -> Part:
+        if digest not in self._parts:
+            self._parts[digest] = msgspec.json.decode(fleet.documents[digest], type=Part)
+        return self._parts[digest]
+
+
+@dataclass(slots=True)
+class _Difference:
+    """One part that goes from one digest to another on some nodes."""
+
+    part: str
+    before: str
+    after: str
+    nodes: int
+    example: str
+
+
+def _fleet(name: str, was: _Fleets, now: _Fleets) -> FleetPlan:
+    old, new = was.fleets.get(name), now.fleets.get(name)
+    before = set(old.members) if old else set()
+    after = dict(new.members) if new else {}
+    pairs: dict[tuple[Choice, Choice], list[str]] = {}
+    for node in after:
+        pair = (was.choice(node), now.choice(node))
+        if pair[0] != pair[1]:
+            pairs.setdefault(pair, []).append(node)
+    differences: dict[tuple[str, str, str], _Difference] = {}
+    total = 0
+    for (left, right), nodes in pairs.items():
+        found = _differences(left, right)
+        total += sum(_bytes(d, nodes, was, now) for d in found)
+        for part, old_digest, new_digest in found:
+            key = (part, old_digest, new_digest)
+            known = differences.setdefault(key, _Difference(*key, 0, nodes[0]))
+            known.nodes += len(nodes)
+            known.example = min(known.example, nodes[0])
+    return FleetPlan(
+        fleet=name,
+        before=old.release if old else "",
+        after=new.release if new else "",
+        nodes=len(after),
+        changed_nodes=sum(len(nodes) for nodes in pairs.values()),
+        changes=tuple(_changes(differences.values(), was, now)),
+        stages=_stages(new) if new else (),
+        bytes=total,
+        joining=tuple(sorted(set(after) - before)[:MOVING]),
+        leaving=tuple(sorted(before - set(after))[:MOVING]),
+    )
+
+
+def _differences(left: Choice, right: Choice) -> list[tuple[str, str, str]]:
+    """(part, digest before, digest after), empty digests for what is not there."""
+    old = {f"{kind}/{name}": digest for kind, name, digest in left}
+    new = {f"{kind}/{name}": digest for kind, name, digest in right}
+    return [
+        (part, old.get(part, ""), new.get(part, ""))
+        for part in sorted({*old, *new})
+        if old.get(part) != new.get(part)
+    ]
+
+
+def _bytes(
+    difference: tuple[str, str, str], nodes: Iterable[str], was: _Fleets, now: _Fleets
+) -> int:
+    """Bytes to all of ``nodes``, which share the difference but not the platform."""
+    platforms = Counter(
+        now.fleet_of[node].members[node].labels.get(PLATFORM_LABEL, "").replace("-", "/")
+        for node in nodes
+    )
+    example = _Difference(*difference, 0, next(iter(nodes)))
+    return sum(_cost(example, was, now, p) * count for p, count in platforms.items())
+
+
+def _cost(difference: _Difference, was: _Fleets, now: _Fleets, platform: str) -> int:
+    """Bytes to one node: the part's document, and trees that it does not have already."""
+    if not difference.after:
+        return 0
+    fleet = now.fleet_of[difference.example]
+    size = len(fleet.documents[difference.after])
+    part = now.part(fleet, difference.after)
+    if not isinstance(part, ProcessApp):
+        return size
+    had: set[str] = set()
+    if difference.before:
+        old = was.part(was.fleet_of[difference.example], difference.before)
+        if isinstance(old, ProcessApp):
+            had = {tree.sha256 for tree in old.trees.values()}
+    return size + _tree_bytes(part.trees, had, platform)
+
+
+def _tree_bytes(trees: Mapping[str, TreeRef], had: set[str], platform: str) -> int:
+    wanted = [trees[platform]] if platform in trees else list(trees.values())
+    return max((tree.size for tree in wanted if tree.sha256 not in had), default=0)
+
+
+def _changes(
+    differences: Iterable[_Difference], was: _Fleets, now: _Fleets
+) -> Iterable[FileChange]:
+    """One entry for each different diff; variants that differ alike are counted together."""
+    by_part: dict[str, list[_Difference]] = {}
+    for difference in differences:
+        by_part.setdefault(difference.part, []).append(difference)
+    for _, listed in sorted(by_part.items()):
+        listed.sort(key=lambda d: (-d.nodes, d.example))
+        shown: dict[tuple[str, str], FileChange] = {}
+        rest = 0
+        for difference in listed:
+            if len(shown) >= CHANGES:
+                rest += difference.nodes
+                continue
+            change = _change(difference, was, now)
+            key = (change.kind, change.diff)
+            if key in shown:
+                change = msgspec.structs.replace(
+                    shown[key],
+                    nodes=shown[key].nodes + change.nodes,
+                    bytes=max(shown[key].bytes, change.bytes),
+                )
+            shown[key] = change
+        yield from shown.values()
+        if rest:
+            last = listed[-1]
+            note = f"# {len(listed) - CHANGES} more variants, each with a diff of its own\n"
+            change = _change(last, was, now)
+            yield msgspec.structs.replace(change, nodes=rest, diff=(note + change.diff)[:DIFF])
+
+
+def _change(difference: _Difference, was: _Fleets, now: _Fleets) -> FileChange:
+    node = difference.example
+    old = was.part(was.fleet_of[node], difference.before) if difference.before else None
+    new = now.part(now.fleet_of[node], difference.after) if difference.after else None
+    kind: Literal["added", "removed", "changed"] = (
+        "added" if old is None else "removed" if new is None else "changed"
+    )
+    platform = ""
+    if new is not None:
+        platform = now.fleet_of[node].members[node].labels.get(PLATFORM_LABEL, "")
+    return FileChange(
+        part=difference.part,
+        kind=kind,
+        nodes=difference.nodes,
+        example=node,
+        diff=diff_of(difference.part, old, new),
+        bytes=_cost(difference, was, now, platform.replace("-", "/")),
+    )
+
+
+def diff_of(name: str, old: Part | None, new: Part | None) -> str:
+    """Unified diff of a part's text, file by file; at most ``DIFF`` characters."""
+    left, right = _texts(name, old), _texts(name, new)
+    pieces: list[str] = []
+    for file in sorted({*left, *right}):
+        if left.get(file) != right.get(file):
+            pieces.append(_diff(file, left.get(file), right.get(file)))
+    text = "".join(pieces)
+    if len(text) <= DIFF:
+        return text
+    note = "\n... the diff goes on\n"
+    return text[: DIFF - len(note)] + note
+
+
+def _diff(file: str, old: str | None, new: str | None) -> str:
+    left, right = (old or "").splitlines(keepends=True), (new or "").splitlines(keepends=True)
+    if len(left) > DIFF_LINES or len(right) > DIFF_LINES:
+        return f"--- {file}\n+++ {file}\n# {len(left)} lines before, {len(right)} after\n"
+    lines = difflib.unified_diff(
+        left,
+        right,
+        f"a/{file.lstrip('/')}" if old is not None else "/dev/null",
+        f"b/{file.lstrip('/')}" if new is not None else "/dev/null",
+    )
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
+def _texts(name: str, part: Part | None) -> dict[str, str]:
+    """A part as texts that a person can compare."""
+    if part is None:
+        return {}
+    if isinstance(part, FilesConfig):
+        texts = {file.path: file.content for file in part.files}
+        rules: dict[str, Any] = {
+            "files": {f.path: {"mode": f"{f.mode:04o}", "owner": f.owner} for f in part.files}
+        }
+        if part.on_change:
+            rules["onChange"] = msgspec.to_builtins(part.on_change)
+        texts[name] = _yaml(rules)
+        return texts
+    fields: dict[str, Any] = msgspec.to_builtins(part)
+    if isinstance(part, ProcessApp):
+        fields["trees"] = {
+            platform: f"sha256:{tree.sha256[:12]} ({tree.files} files, {tree.size} bytes)"
+            for platform, tree in part.trees.items()
+        }
+    return {name: _yaml(fields)}
+
+
+def _yaml(fields: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(fields), sort_keys=True, width=100, allow_unicode=True)
+    return text
+
+
+def _stages(fleet: CompiledFleet) -> tuple[StagePlan, ...]:
+    members: dict[str, list[str]] = {rule.name: [] for rule in fleet.rules.stages}
+    for node, stage in fleet.stages.items():
+        members[stage].append(node)
+    held = _held(fleet.members.values())
+    return tuple(
+        StagePlan(
+            rule.name,
+            len(members[rule.name]),
+            tuple(sorted(members[rule.name])[:MEMBERS]),
+            waits_for(rule, len(held.intersection(members[rule.name]))),
+        )
+        for rule in fleet.rules.stages
+    )
+
+
+def _held(members: Iterable[Member]) -> set[str]:
+    return {member.name for member in members if member.held}
+
+
+def waits_for(rule: StageRule, held: int = 0) -> str:
+    """What must be true before the next stage, in words."""
+    words = []
+    if rule.approval:
+        words.append("approval")
+    if rule.min_targets > 1:
+        words.append(f"{rule.min_targets} connected nodes")
+    if rule.max_concurrent.percent != 100:
+        words.append(f"at most {rule.max_concurrent} at once")
+    words.append(f"{rule.success_threshold} succeed")
+    if rule.bake:
+        words.append(f"{format_duration(rule.bake)} of health")
+    if rule.gates:
+        words.append(f"gates {', '.join(gate.name for gate in rule.gates)}")
+    if held:
+        words.append(f"{held} held")
+    return "; ".join(words)
