@@ -219,7 +219,8 @@ def _document(value: Any, index: int, line: int) -> tuple[Parsed | None, tuple[F
     except msgspec.ValidationError as error:
         found = findings(value, KINDS[kind])
         return None, found or (Finding((), str(error)),)
-    found = document_findings(document)
+    if found := document_findings(document):
+        return None, found
     parsed = Parsed(
         kind,
         document.metadata.name,
@@ -229,7 +230,7 @@ def _document(value: Any, index: int, line: int) -> tuple[Parsed | None, tuple[F
         line,
         not_acted_on(document),
     )
-    return parsed, found
+    return parsed, ()
 
 
 def _envelope(value: Any) -> Finding | None:
