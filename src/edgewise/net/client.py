@@ -470,7 +470,9 @@ def _broken(line: _Line, error: OSError) -> EdgewiseError:
             f"{line.url} does not accept our certificate ({reason.lower().replace('_', ' ')})",
             hint="the agent rejoins by itself; if that fails, join with a new token",
         )
-    return TryLater(f"the connection to {line.url} broke: {str(error) or 'nothing came'}")
+    if isinstance(error, TimeoutError):
+        return TryLater(f"nothing came from {line.url} for {STALL_S:g} s")
+    return TryLater(f"the connection to {line.url} broke: {error}")
 
 
 def _notice_dead_links(sock: socket.socket) -> None:
