@@ -102,12 +102,13 @@ class Supervisor:
 
     # What is wanted
 
-    async def want(self, launches: tuple[Launch, ...]) -> None:
+    async def want(self, launches: tuple[Launch, ...]) -> frozenset[str]:
         """Stop what is not wanted, start what is; leave alone what did not change.
 
-        Returns when everything was told; apps come up on their own. Repeating it is
+        Returns the names that it started; they come up on their own. Repeating it is
         harmless.
         """
+        begun: set[str] = set()
         async with self._turn:
             wanted = {launch.name: launch for launch in launches}
             adopted = await self._adopt()
@@ -121,6 +122,7 @@ class Supervisor:
                     case order.Start(name, why):
                         self._log.decision("start", app=name, because=why)
                         self._supervise(_App(wanted[name]))
+                        begun.add(name)
             for name, process in adopted.items():
                 self._log.event("adopted", app=name, pid=process.pid)
                 started = self._clock.monotonic() - process.ran_s
@@ -129,6 +131,7 @@ class Supervisor:
                 # Unchanged apps restart, if they must, from the release that is active now.
                 self._apps[name].launch = launch
             self._tell()
+        return frozenset(begun)
 
     async def _adopt(self) -> dict[str, Process]:
         """What an earlier agent left running."""

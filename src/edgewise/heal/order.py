@@ -71,14 +71,3 @@ def changed_apps(new: Installed, old: Installed | None) -> tuple[str, ...]:
             rules = installed.config.on_change
             touched |= {rule.app for rule in rules if rule.action == "restart"}
     return tuple(a.app.name for a in new.apps if a.app.name in touched)
-
-
-def parts_of(installed: Installed | None) -> frozenset[tuple[str, str, str]]:
-    """(kind, name, part digest) of everything a node runs; equal sets mean nothing to do."""
-    if installed is None:
-        return frozenset()
-    return frozenset(
-        [("app", a.app.name, a.part) for a in installed.apps]
-        + [("config", c.config.name, c.part) for c in installed.configs]
-        + [("secret", s.secret.name, s.part + s.sealed) for s in installed.secrets]
-    )

@@ -61,3 +61,16 @@ class Installed(msgspec.Struct, frozen=True):
     bytes_full: int = 0
     """Bytes a full fetch would have taken."""
     schema: int = 1
+
+    def parts(self) -> frozenset[tuple[str, str, str]]:
+        """(kind, name, digest) of everything it runs: equal sets mean nothing to do."""
+        return frozenset(
+            [("app", a.app.name, a.part) for a in self.apps]
+            + [("config", c.config.name, c.part) for c in self.configs]
+            + [("secret", s.secret.name, f"{s.part} {s.sealed}") for s in self.secrets]
+        )
+
+    def changed_since(self, old: Installed | None) -> tuple[str, ...]:
+        """Parts that differ, came or went, as ``app/hello``; for receipts and people."""
+        differing = self.parts() ^ (old.parts() if old else frozenset())
+        return tuple(sorted({f"{kind}/{name}" for kind, name, _ in differing}))

@@ -1,1 +1,393 @@
-"""The agent: what it is made of."""
+"""The agent: everything that lives on a node, put together.
+
+Resident: standard library, msgspec and sqlite3-free files only; cryptography lives in the
+worker. Ending the agent leaves every app running, unless ``stop_apps`` is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import platform
+import signal
+import sys
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgewise import __version__
+from edgewise.backends.files.node_store import NodeStore
+from edgewise.heal.on_agent import Supervisor, supervising
+from edgewise.host import processes
+from edgewise.host.body import NodeBody, Organs
+from edgewise.host.cgroups import Cgroups
+from edgewise.host.files import ConfigFiles, Place
+from edgewise.host.machine import HostMachine, RunRecord
+from edgewise.host.memory import NodeFile
+from edgewise.host.notify import tell_parent
+from edgewise.host.secrets import SecretFiles
+from edgewise.host.worker import WorkerProcess
+from edgewise.identity import card as cards
+from edgewise.identity.card import Card
+from edgewise.identity.rotation import clock_is_wrong, renew_at
+from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
+from edgewise.model.names import Platform
+from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
+from edgewise.net.tls import client_context, small_tls_buffers
+from edgewise.protocol.codec import decode
+from edgewise.protocol.sync import SyncReply, SyncRequest
+from edgewise.rollout.node import phase_of, target_release
+from edgewise.rollout.on_agent import About, NodeRollout, Parts
+from edgewise.runtime.backoff import Backoff
+from edgewise.runtime.chance import Chance, SystemChance
+from edgewise.runtime.clock import Clock, SystemClock
+from edgewise.runtime.credentials import CredentialFiles
+from edgewise.runtime.log import Log, StreamLog
+
+LOG_LOOK: Final = timedelta(seconds=60)
+"""How often logs are measured."""
+RENEW_LOOK: Final = timedelta(hours=1)
+"""How often the certificate's time is looked at, because wall clocks are set."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """How one agent runs."""
+
+    state: Path
+    """The node's state directory."""
+    root: Path = Path("/")
+    """Prefix for the absolute paths of configs and secrets: many agents on one machine."""
+    ready: Path | None = None
+    """Written, with the pid, once the agent supervises and listens."""
+    stop_apps: bool = False
+    """Stop the apps when the agent is stopped. They go on by default."""
+    cgroup: Path | None = None
+    """Directory for the apps' cgroups; found by itself when None."""
+    sessions: bool = False
+    """Do without cgroups although there are some."""
+    token: str = ""
+    """Join with it when this machine has no identity yet."""
+    name: str = ""
+    """The node's name when it joins; the host name by default."""
+    json_log: bool = False
+
+
+def run(settings: AgentSettings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code of model.errors."""
+    clock = SystemClock()
+    log = StreamLog(clock, "agent", as_json=settings.json_log)
+    try:
+        asyncio.run(_Agent(settings, clock, SystemChance(), log).serve())
+    except EdgewiseError as error:
+        log.event("stopped", "error", problem=str(error), hint=error.hint)
+        return error.exit_code
+    return 0
+
+
+def read_card(state: Path) -> Card:
+    """The node's identity. Raises NeedsPerson before it has joined."""
+    path = state / "identity" / cards.FILE
+    try:
+        return decode(path.read_bytes(), Card, what=str(path), at_most=cards.AT_MOST)
+    except OSError as error:
+        raise NeedsPerson(
+            f"this node has not joined: {path} is not there",
+            hint="make a token with `edgewise node token` at the hub; start with --token",
+        ) from error
+
+
+class Upstream:
+    """The line to the relay or hub, with a certificate that is renewed underneath it."""
+
+    def __init__(self, state: Path, clock: Clock) -> None:
+        self._state = state
+        self._clock = clock
+        self.refused = asyncio.Event()
+        """The far end does not take our certificate: rejoin."""
+        self.card = read_card(state)
+        self._line = self._connect()
+
+    def _connect(self) -> SyncLine:
+        check_time = not clock_is_wrong(self._clock.now(), self.card.validity)
+        tls = client_context(CredentialFiles(self._state / "identity"), check_time=check_time)
+        endpoint = Endpoint(self.card.urls, tls, self.card.expects)
+        return SyncLine(Client(endpoint, self._clock))
+
+    async def renewed(self) -> None:
+        """Read the new certificate; calls that wait break off and come again with it."""
+        old = self._line.client
+        self.card = read_card(self._state)
+        self._line = self._connect()
+        self.refused.clear()
+        await old.close()
+
+    async def exchange(self, request: SyncRequest, hold: timedelta) -> SyncReply | None:
+        try:
+            return await self._line.exchange(request, hold)
+        except CertificateRefused:
+            self.refused.set()
+            raise
+
+    async def close(self) -> None:
+        """Break off what waits."""
+        await self._line.client.close()
+
+
+class _Agent:
+    def __init__(self, settings: AgentSettings, clock: Clock, chance: Chance, log: Log) -> None:
+        self._settings = replace(settings, state=settings.state.resolve())
+        self._clock = clock
+        self._chance = chance
+        self._log = log
+        self._stop = asyncio.Event()
+
+    async def serve(self) -> None:
+        """The agent's whole life."""
+        small_tls_buffers()
+        state = self._settings.state
+        state.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        worker = WorkerProcess(state)
+        machine = self._machine()
+        supervisor = Supervisor(machine, self._clock, self._chance, self._log)
+        try:
+            async with supervising(supervisor):
+                body = self._body(supervisor, machine, worker)
+                await self._live(body, supervisor, machine, worker)
+                if self._settings.stop_apps:
+                    await supervisor.stop_all()
+        finally:
+            await machine.close()
+        self._log.event("stopped", apps_stopped=self._settings.stop_apps)
+
+    def _machine(self) -> HostMachine:
+        state, settings = self._settings.state, self._settings
+        cgroups = None if settings.sessions else Cgroups.find(state, settings.cgroup)
+        machine = HostMachine(state, self._clock, cgroups)
+        try:
+            machine.listen()
+        except OSError as error:
+            raise NeedsPerson(
+                f"another agent runs on {state}", hint="stop it first, or give --state"
+            ) from error
+        facts = machine.facts()
+        self._log.event("machine", mode=facts.mode, limits=list(facts.limits))
+        return machine
+
+    def _body(
+        self, supervisor: Supervisor, machine: HostMachine, worker: WorkerProcess
+    ) -> NodeBody:
+        state, root = self._settings.state, self._settings.root
+        root.mkdir(parents=True, exist_ok=True)
+        place = Place(root)
+        return NodeBody(
+            Organs(
+                supervisor=supervisor,
+                machine=machine,
+                configs=ConfigFiles(state, place),
+                secrets=SecretFiles(state, place),
+                open_sealed=worker.open_sealed,
+                releases=state / "releases",
+                log=self._log,
+            )
+        )
+
+    async def _live(
+        self,
+        body: NodeBody,
+        supervisor: Supervisor,
+        machine: HostMachine,
+        worker: WorkerProcess,
+    ) -> None:
+        await self._join(worker)
+        upstream = Upstream(self._settings.state, self._clock)
+        about = About(
+            name=upstream.card.name,
+            platform=str(Platform.of_machine(platform.system(), platform.machine())),
+            version=__version__,
+            boot_id=machine.facts().boot_id,
+            zone=_zone(),
+        )
+        rollout = NodeRollout(
+            about,
+            Parts(
+                line=upstream,
+                crypto=worker,
+                releases=NodeStore(self._settings.state),
+                body=body,
+                memory=NodeFile(self._settings.state),
+                clock=self._clock,
+                chance=self._chance,
+                log=self._log,
+            ),
+        )
+        supervisor.on_change = rollout.changed
+        parts = [
+            rollout.run(),
+            self._keep_files(rollout),
+            self._keep_logs(machine),
+            self._keep_certificate(upstream, worker),
+            self._watchdog(),
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(part) for part in parts]
+            self._is_ready()
+            await self._stop.wait()
+            for task in running:
+                task.cancel()
+        await upstream.close()
+
+    def _is_ready(self) -> None:
+        # What was made until now lives as long as the agent: never look at it again.
+        gc.collect()
+        gc.freeze()
+        if self._settings.ready is not None:
+            self._settings.ready.write_text(str(os.getpid()))
+        tell_parent("READY=1")
+        self._log.event("ready", pid=os.getpid())
+
+    async def _join(self, worker: WorkerProcess) -> None:
+        if CredentialFiles(self._settings.state / "identity").exist or not self._settings.token:
+            return
+        backoff = Backoff(self._chance)
+        while not self._stop.is_set():
+            try:
+                name = self._settings.name or platform.node().split(".")[0].lower()
+                await worker.join(self._settings.token, name)
+            except TryLater as error:
+                self._log.event("join waits", "warning", problem=str(error))
+                await self._clock.sleep(backoff.next())
+            else:
+                self._log.event("joined", name=name)
+                return
+
+    # What is done again and again
+
+    async def _keep_files(self, rollout: NodeRollout) -> None:
+        while True:
+            await self._clock.sleep(rollout.drift_interval())
+            await rollout.converge()
+
+    async def _keep_logs(self, machine: HostMachine) -> None:
+        while True:
+            await self._clock.sleep(LOG_LOOK)
+            machine.trim_logs()
+
+    async def _keep_certificate(self, upstream: Upstream, worker: WorkerProcess) -> None:
+        backoff = Backoff(self._chance, first=timedelta(seconds=5), cap=timedelta(minutes=30))
+        fraction = self._chance.fraction()
+        while True:
+            wait = renew_at(upstream.card.validity, fraction) - self._clock.now()
+            if wait > timedelta() and not upstream.refused.is_set():
+                await self._refused_or(upstream, min(wait, RENEW_LOOK))
+                continue
+            expired = self._clock.now() >= upstream.card.not_after
+            try:
+                await worker.renew(rejoin=expired or upstream.refused.is_set())
+                await upstream.renewed()
+            except EdgewiseError as error:
+                self._log.event("not renewed", "warning", problem=str(error), hint=error.hint)
+                await self._clock.sleep(backoff.next())
+            else:
+                self._log.event("renewed", until=upstream.card.not_after.isoformat())
+                backoff.reset()
+
+    async def _refused_or(self, upstream: Upstream, wait: timedelta) -> None:
+        sleeping = asyncio.ensure_future(self._clock.sleep(wait))
+        refused = asyncio.ensure_future(upstream.refused.wait())
+        try:
+            await asyncio.wait({sleeping, refused}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            refused.cancel()
+
+    async def _watchdog(self) -> None:
+        """Tell the service manager that the loop turns (sd_watchdog_enabled(3))."""
+        period = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        while period > 0:
+            tell_parent("WATCHDOG=1")
+            await self._clock.sleep(timedelta(seconds=period))
+
+
+def _zone() -> str:
+    """The node's own time zone, as /etc/localtime or TZ name it; UTC when they do not."""
+    named = os.environ.get("TZ", "").lstrip(":")
+    if named and not named.startswith("/"):
+        return named
+    target = os.path.realpath("/etc/localtime")
+    _, found, zone = target.partition("/zoneinfo/")
+    return zone if found else "UTC"
+
+
+def local_status(state: Path) -> dict[str, Any]:
+    """What this node is and does, from its own files: works without hub, network or agent."""
+    state = state.resolve()
+    kept = NodeFile(state).load()
+    status: dict[str, Any] = {"state": str(state), "apps": []}
+    try:
+        card = read_card(state)
+        status |= {"id": card.spiffe_id, "urls": list(card.urls)}
+        status["certificate_until"] = card.not_after.isoformat()
+    except NeedsPerson as error:
+        status["problem"] = str(error)
+    if kept is not None:
+        phase, reason = phase_of(kept.node)
+        status |= {
+            "running": kept.node.running,
+            "previous": kept.node.previous,
+            "target": target_release(kept.node),
+            "phase": phase,
+            "reason": reason,
+            "fleet": kept.record.fleet if kept.record else "",
+            "channel": kept.channel.sequence if kept.channel else 0,
+            "receipts_owed": len(kept.node.owed),
+            "failed": [msgspec.to_builtins(f) for f in kept.node.failed],
+        }
+    machine = HostMachine(state, SystemClock(), None)
+    for name in machine.known():
+        memory = machine.recall(name)
+        status["apps"].append(
+            {
+                "name": name,
+                "pid": _pid_of(state, name),
+                "restarts": memory.history.restarts if memory else 0,
+                "log": str(state / "apps" / name / "log" / "app.log"),
+            }
+        )
+    return status
+
+
+def _pid_of(state: Path, name: str) -> int:
+    try:
+        data = (state / "apps" / name / "run.json").read_bytes()
+        record = msgspec.json.decode(data, type=RunRecord)
+    except (OSError, msgspec.DecodeError):
+        return 0
+    same = processes.start_ticks(record.launcher) == record.launcher_start
+    return record.pid if same and record.boot_id == processes.boot_id() else 0
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m edgewise.roles.agent``: the agent without the operator's CLI."""
+    parser = argparse.ArgumentParser(prog="edgewise-agent", description=__doc__)
+    parser.add_argument("--state", type=Path, default=Path("/var/lib/edgewise"))
+    parser.add_argument("--root", type=Path, default=Path("/"))
+    parser.add_argument("--ready", type=Path)
+    parser.add_argument("--cgroup", type=Path)
+    parser.add_argument("--sessions", action="store_true")
+    parser.add_argument("--stop-apps", action="store_true")
+    parser.add_argument("--token", default="")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--json-log", action="store_true")
+    return run(AgentSettings(**vars(parser.parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

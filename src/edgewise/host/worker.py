@@ -1,0 +1,111 @@
+"""The worker as the resident agent sees it: one process for one task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgewise.host import processes
+from edgewise.model.errors import TryLater
+from edgewise.protocol.channel import NodeRecord, Signed
+from edgewise.protocol.installed import Installed
+from edgewise.protocol.report import Receipt
+from edgewise.protocol.sync import SyncReply
+from edgewise.protocol.tasks import (
+    Done,
+    Failed,
+    FetchTask,
+    JoinTask,
+    OpenTask,
+    Progress,
+    RenewTask,
+    Said,
+    SignTask,
+    Task,
+    VerifyTask,
+    error_of,
+)
+from edgewise.rollout.node_ports import Crypto, News
+
+_LINE: Final = 64 << 20
+"""Bytes of one answer: an installed release with its configs' texts."""
+
+
+class WorkerProcess:
+    """Starts the worker for each task; cancelling a call kills it, what it stored stays."""
+
+    def __init__(self, state: Path) -> None:
+        self._command = (sys.executable, "-m", "edgewise.roles.worker", str(state))
+
+    async def verify(self, reply: SyncReply) -> News:
+        news: News = await self._do(VerifyTask(reply), News)
+        return news
+
+    async def fetch(
+        self, release: str, record: NodeRecord, progress: Callable[[float], None]
+    ) -> Installed:
+        task = FetchTask(release, record)
+        installed: Installed = await self._do(task, Installed, progress)
+        return installed
+
+    async def sign(self, receipts: tuple[Receipt, ...]) -> tuple[Signed, ...]:
+        signed: tuple[Signed, ...] = await self._do(SignTask(receipts), tuple[Signed, ...])
+        return signed
+
+    async def open_sealed(self, sealed: str) -> dict[str, str]:
+        """File names and texts of a sealed object."""
+        texts: dict[str, str] = await self._do(OpenTask(sealed), dict[str, str])
+        return texts
+
+    async def renew(self, *, rejoin: bool) -> None:
+        """A new certificate on disk. Raises what the far end says."""
+        await self._do(RenewTask(rejoin), None)
+
+    async def join(self, token: str, name: str) -> None:
+        """Join with a token."""
+        await self._do(JoinTask(token, name), None)
+
+    async def _do(
+        self, task: Task, answer: Any, progress: Callable[[float], None] = lambda share: None
+    ) -> Any:
+        pending = bytearray()
+        last: list[Done | Failed] = []
+        decoder = msgspec.json.Decoder(Said)
+
+        def take(data: bytes) -> None:
+            pending.extend(data)
+            while (end := pending.find(b"\n")) >= 0:
+                said: Said = decoder.decode(bytes(pending[:end]))
+                del pending[: end + 1]
+                if isinstance(said, Progress):
+                    progress(said.share)
+                else:
+                    last[:] = [said]
+            if len(pending) > _LINE:
+                pending.clear()
+
+        name = type(task).__name__
+        try:
+            finished = await processes.run(
+                self._command, feed=msgspec.json.encode(task), on_output=take
+            )
+        except OSError as error:
+            raise TryLater(f"the worker cannot be started: {error}") from error
+        match last:
+            case [Done(data)]:
+                return msgspec.json.decode(data, type=answer)
+            case [Failed() as failed]:
+                raise error_of(failed)
+            case _:
+                raise TryLater(
+                    f"the worker ended with code {finished.code} without an answer to {name}",
+                    hint="see the agent's log; is the node out of memory?",
+                )
+
+
+def _meets_its_port(worker: WorkerProcess) -> Crypto:
+    return worker

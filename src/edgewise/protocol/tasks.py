@@ -1,0 +1,102 @@
+"""What the resident agent asks of its worker, and how the worker answers.
+
+One process for one task: a ``Task`` as JSON on standard input, ``Said`` lines as JSON on
+standard output, the last of which is ``Done`` or ``Failed``.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from edgewise.model import errors
+from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
+from edgewise.protocol.channel import NodeRecord
+from edgewise.protocol.report import Receipt
+from edgewise.protocol.sync import SyncReply
+
+
+class VerifyTask(msgspec.Struct, frozen=True, tag="verify"):
+    """Check what the hub said. Answer: ``Verdict``."""
+
+    reply: SyncReply
+
+
+class FetchTask(msgspec.Struct, frozen=True, tag="fetch"):
+    """Fetch and stage a release, with ``Progress`` lines. Answer: ``Installed``."""
+
+    release: str
+    record: NodeRecord
+
+
+class SignTask(msgspec.Struct, frozen=True, tag="sign"):
+    """Sign receipts. Answer: ``tuple[Signed, ...]``."""
+
+    receipts: tuple[Receipt, ...]
+
+
+class OpenTask(msgspec.Struct, frozen=True, tag="open"):
+    """Open a sealed object of the store. Answer: file names to texts."""
+
+    sealed: str
+
+
+class RenewTask(msgspec.Struct, frozen=True, tag="renew"):
+    """Renew the certificate, or rejoin with the enrolment key. Answer: nothing."""
+
+    rejoin: bool
+
+
+class JoinTask(msgspec.Struct, frozen=True, tag="join"):
+    """Join with a token's text. Answer: nothing."""
+
+    token: str
+    name: str
+
+
+Task = VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | JoinTask
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    share: float
+    """0 to 1."""
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    answer: bytes
+    """JSON of the task's answer."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """An error as the worker raised it."""
+
+    kind: str
+    what: str
+    hint: str = ""
+    wait_s: float = 5.0
+
+
+Said = Progress | Done | Failed
+
+_KINDS: Final = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, EdgewiseError)
+}
+
+
+def failed_of(error: EdgewiseError) -> Failed:
+    """The error as a message. Subclasses travel as the nearest kind in model.errors."""
+    kind = next(k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS)
+    wait = error.wait.total_seconds() if isinstance(error, TryLater) else 5.0
+    return Failed(kind, str(error), error.hint, wait)
+
+
+def error_of(failed: Failed) -> EdgewiseError:
+    """The error that a message stands for."""
+    kind = _KINDS.get(failed.kind, NeedsPerson)
+    if issubclass(kind, TryLater):
+        return kind(failed.what, wait=timedelta(seconds=failed.wait_s), hint=failed.hint)
+    return kind(failed.what, hint=failed.hint)

@@ -1,0 +1,195 @@
+"""The worker: what a node does with keys, signatures and compression, in a short life.
+
+The resident agent starts ``python -m edgewise.roles.worker STATE`` for one task and reads
+its answer (protocol.tasks), so the memory of cryptography, TUF and zstd is used only while
+it is needed. ``InProcessWorker`` is the same without a process, for tests and benchmarks
+that hold many agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform as machine_platform
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, assert_never
+
+import msgspec
+
+from edgewise.backends.files.node_store import NodeStore
+from edgewise.backends.tuf.client import NodeTrust
+from edgewise.delivery import on_agent as delivery
+from edgewise.delivery.on_agent import Terms
+from edgewise.identity import on_agent as identity
+from edgewise.identity.on_agent import Machine, MachineIdentity
+from edgewise.identity.rotation import clock_is_wrong
+from edgewise.model.errors import EdgewiseError, NeedsPerson
+from edgewise.model.names import Platform
+from edgewise.net.client import Client, Endpoint, HttpSource
+from edgewise.net.joining import by_identity, by_token
+from edgewise.net.tls import client_context, small_tls_buffers
+from edgewise.protocol.channel import NodeRecord, Signed
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.installed import Installed
+from edgewise.protocol.join import Token
+from edgewise.protocol.report import Receipt
+from edgewise.protocol.sync import SyncReply
+from edgewise.protocol.tasks import (
+    Done,
+    FetchTask,
+    JoinTask,
+    OpenTask,
+    Progress,
+    RenewTask,
+    Said,
+    SignTask,
+    Task,
+    VerifyTask,
+    failed_of,
+)
+from edgewise.rollout.node_ports import Crypto, News
+from edgewise.runtime.clock import Clock, SystemClock
+
+
+def this_platform() -> str:
+    """``linux/amd64`` for the machine we run on."""
+    return str(Platform.of_machine(machine_platform.system(), machine_platform.machine()))
+
+
+@dataclass
+class InProcessWorker:
+    """``rollout.node_ports.Crypto`` for the node whose state lies in ``state``."""
+
+    state: Path
+    clock: Clock = field(default_factory=SystemClock)
+    platform: str = field(default_factory=this_platform)
+
+    @property
+    def identity(self) -> MachineIdentity:
+        """Keys and certificates."""
+        return MachineIdentity(self.state / "identity")
+
+    @asynccontextmanager
+    async def _source(self) -> AsyncIterator[HttpSource]:
+        card = self.identity.card()
+        check_time = not clock_is_wrong(self.clock.now(), card.validity)
+        tls = client_context(self.identity.credentials, check_time=check_time)
+        # Many small files are bound by round trips, so a fetch uses more connections.
+        async with Client(Endpoint(card.urls, tls, card.expects), self.clock, 8) as client:
+            yield HttpSource(client)
+
+    def _trust(self) -> NodeTrust:
+        return NodeTrust(
+            self.state / "trust",
+            self.identity.tuf_root,
+            node=self.identity.card().name,
+            clock=self.clock,
+        )
+
+    async def verify(self, reply: SyncReply) -> News:
+        """See ``Crypto.verify``."""
+        async with self._source() as source:
+            checked = await self._trust().verify(reply.metadata, reply.record, source)
+        return News(checked.record, checked.channel)
+
+    async def fetch(
+        self, release: str, record: NodeRecord, progress: Callable[[float], None]
+    ) -> Installed:
+        """See ``Crypto.fetch``."""
+
+        def tell(done: int, total: int) -> None:
+            progress(done / total if total else 1.0)
+
+        async with self._source() as source:
+            return await delivery.fetch(
+                release,
+                record,
+                Terms(self.platform, tell),
+                trust=self._trust(),
+                store=NodeStore(self.state),
+                source=source,
+            )
+
+    async def sign(self, receipts: tuple[Receipt, ...]) -> tuple[Signed, ...]:
+        """See ``Crypto.sign``."""
+        return tuple(self.identity.sign("receipt/1", encode(receipt)) for receipt in receipts)
+
+    async def open_sealed(self, sealed: str) -> dict[str, str]:
+        """File names and texts of a sealed object. Raises Untrusted, NeedsPerson."""
+        data = NodeStore(self.state).document(sealed)
+        if data is None:
+            raise NeedsPerson(
+                f"the sealed object {sealed[:12]} is not in the store",
+                hint="it comes back with the next release that this node fetches",
+            )
+        plain = self.identity.open_sealed(data)
+        return decode(plain, dict[str, str], what="a secret", at_most=4 << 20)
+
+    async def renew(self, *, rejoin: bool) -> None:
+        """A new certificate, by the present one or by the enrolment key."""
+        mine = self.identity
+        doorway = by_identity(mine.card(), mine.credentials, self.clock, expired=rejoin)
+        try:
+            await (identity.rejoin if rejoin else identity.renew)(mine, doorway)
+        finally:
+            await doorway.close()
+
+    async def join(self, token: str, name: str) -> None:
+        """Join with a token; repeating it is harmless."""
+        parsed = Token.parse(token)
+        doorway = await by_token(parsed, self.clock)
+        try:
+            await identity.join(
+                self.identity, parsed, Machine("node", name, self.platform), doorway
+            )
+        finally:
+            await doorway.close()
+
+
+async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], None]) -> Any:
+    """One task; returns its answer. Raises EdgewiseError."""
+    match task:
+        case VerifyTask(reply):
+            return await worker.verify(reply)
+        case FetchTask(release, record):
+            return await worker.fetch(release, record, lambda share: say(Progress(share)))
+        case SignTask(receipts):
+            return await worker.sign(receipts)
+        case OpenTask(sealed):
+            return await worker.open_sealed(sealed)
+        case RenewTask(rejoin):
+            return await worker.renew(rejoin=rejoin)
+        case JoinTask(token, name):
+            return await worker.join(token, name)
+        case _:
+            assert_never(task)
+
+
+def main(state: Path) -> int:
+    """Read a task, answer it. The exit code is that of its error, or 0."""
+    small_tls_buffers()
+    encoder = msgspec.json.Encoder()
+
+    def say(line: Said) -> None:
+        sys.stdout.buffer.write(encoder.encode(line) + b"\n")
+        sys.stdout.buffer.flush()
+
+    task: Task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    try:
+        answer = asyncio.run(perform(task, InProcessWorker(state), say))
+    except EdgewiseError as error:
+        say(failed_of(error))
+        return error.exit_code
+    say(Done(encoder.encode(answer)))
+    return 0
+
+
+def _meets_its_port(worker: InProcessWorker) -> Crypto:
+    return worker
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))
