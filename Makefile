@@ -10,7 +10,7 @@ list:
 	@echo "make test        checks and fast tests (what .ci/run calls)"
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
-	@echo "make schemas     write schemas/*.json and docs/openapi.json"
+	@echo "make schemas     write schemas/, docs/openapi.json and the tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -42,6 +42,7 @@ demo: setup
 .PHONY: schemas
 schemas: setup
 	$(BIN)/python -m edgewise schema --write schemas
+	$(BIN)/python scripts/reference
 	$(BIN)/python scripts/openapi
 
 bench-%: setup

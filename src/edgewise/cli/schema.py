@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,6 @@ import typer
 
 from edgewise.cli.session import Session
 from edgewise.model.errors import BadUsage, NeedsPerson
-
-_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def verb(
@@ -24,8 +23,7 @@ def verb(
 
     session = Session.of(ctx)
     if write is not None:
-        _write(write, sorted(KINDS))
-        session.done(f"wrote {len(KINDS)} schemas to {write}")
+        session.done(f"wrote {_write(write)} schemas to {write}")
     elif not kind:
         if session.as_json:
             session.json(sorted(KINDS))
@@ -39,19 +37,24 @@ def verb(
 
 def text_of(kind: str) -> str:
     """The schema of one kind, as it is written to a file."""
-    import msgspec
+    from edgewise.sync.schema import schemas
 
-    from edgewise.model.documents import KINDS
-
-    schema: dict[str, Any] = {"$schema": _DRAFT, "title": kind, **msgspec.json.schema(KINDS[kind])}
-    data = msgspec.json.encode(schema, order="deterministic")
-    return msgspec.json.format(data, indent=2).decode() + "\n"
+    return _text(schemas()[f"{kind}.json"])
 
 
-def _write(folder: Path, kinds: list[str]) -> None:
+def _text(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _write(folder: Path) -> int:
+    """One file for each kind, and one for a document of any kind; returns how many."""
+    from edgewise.sync.schema import schemas
+
+    files = schemas()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in kinds:
-            (folder / f"{kind}.json").write_text(text_of(kind))
+        for name, schema in files.items():
+            (folder / name).write_text(_text(schema))
     except OSError as error:
         raise NeedsPerson(f"cannot write below {folder}: {error.strerror}") from error
+    return len(files)

@@ -115,7 +115,7 @@ def _struct(data: Any, wanted: shape.StructType, path: Path) -> Iterator[Finding
         if field.required and name not in data:
             clean = False
             yield Finding(
-                path, f"{dotted((*path, name))} is missing", f"it takes {_said(field.type)}"
+                path, f"{dotted((*path, name))} is missing", f"it takes {said(field.type)}"
             )
     if clean:
         yield from _built(data, wanted, path)
@@ -147,7 +147,7 @@ def _map(data: Any, wanted: shape.DictType, path: Path) -> Iterator[Finding]:
 
 def _list(data: Any, wanted: shape.VarTupleType | shape.ListType, path: Path) -> Iterator[Finding]:
     if not isinstance(data, list):
-        yield _wrong(data, path, f"a list (- {_said(wanted.item_type)})")
+        yield _wrong(data, path, f"a list (- {said(wanted.item_type)})")
         return
     yield from _length(len(data), wanted, path, "items")
     for index, item in enumerate(data):
@@ -177,11 +177,7 @@ def _union(data: Any, wanted: shape.UnionType, path: Path) -> Iterator[Finding]:
         if isinstance(data, list) and isinstance(option, shape.VarTupleType):
             yield from attempt
             return
-    if data is None:
-        said = " or ".join(_said(o) for o in options if not isinstance(o, shape.NoneType))
-        yield _wrong(data, path, said)
-        return
-    yield _wrong(data, path, _said(wanted))
+    yield _wrong(data, path, said(wanted))
 
 
 def _tagged(data: dict[str, Any], structs: list[shape.StructType], path: Path) -> Iterator[Finding]:
@@ -198,7 +194,7 @@ def _tagged(data: dict[str, Any], structs: list[shape.StructType], path: Path) -
 
 
 def _scalar(data: Any, wanted: shape.Type, path: Path, like: str) -> Iterator[Finding]:
-    accepted = like or _said(wanted)
+    accepted = like or said(wanted)
     if isinstance(wanted, shape.StrType):
         if not isinstance(data, str):
             number = isinstance(data, (int, float, bool))
@@ -254,15 +250,15 @@ def _wrong(data: Any, path: Path, accepted: str, choices: list[str] | None = Non
     return Finding(path, f"{what} is {shown(data)}", hint, shown(data))
 
 
-def _said(wanted: shape.Type) -> str:
+def said(wanted: shape.Type) -> str:
     """A type in words."""
     match wanted:
         case shape.Metadata():
             like = (wanted.extra or {}).get("like")
-            return like or _said(wanted.type)
+            return like or said(wanted.type)
         case shape.UnionType():
             words = dict.fromkeys(
-                _said(t) for t in wanted.types if not isinstance(t, shape.NoneType)
+                said(t) for t in wanted.types if not isinstance(t, shape.NoneType)
             )
             return " or ".join(words)
         case shape.IntType():
