@@ -23,17 +23,22 @@ from edgewise.backends.pki.certificates import (
     Key,
     Signer,
     der,
+    hosts_of,
     key_pem,
     make_key,
     make_regional,
     make_root,
     make_svid,
     requested_key,
+    validity_of,
 )
 from edgewise.identity.names import HUB, Organisation
 from edgewise.identity.ports import Issued, Issuer, RootIssuer
+from edgewise.identity.rotation import renew_at
 from edgewise.model.errors import Forbidden, NeedsPerson
 from edgewise.model.names import SpiffeId
+from edgewise.protocol.codec import encode
+from edgewise.protocol.operator import OperatorContext
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.credentials import (
     CredentialFiles,
@@ -143,9 +148,43 @@ class Authority:
         """Make the hub's own serving certificate and write it to ``credentials``."""
         return self._issue_own(credentials, self.organisation.hub, hosts)
 
-    def issue_operator(self, name: str, credentials: CredentialFiles) -> Issued:
-        """Make a certificate for an operator and write it to ``credentials``."""
-        return self._issue_own(credentials, self.organisation.user(name), Hosts())
+    def keep_hub(self, credentials: CredentialFiles, hosts: Hosts, fraction: float) -> bool:
+        """Make the hub's certificate where it is missing, half used up, or for other hosts.
+
+        ``fraction`` (0 to 1) spreads renewals. Returns whether there is a new one, for
+        ``net.tls.reload``.
+        """
+        if credentials.exist and credentials.root_certificates() == self.roots:
+            leaf = credentials.leaf()
+            fresh = self.clock.now() < renew_at(validity_of(leaf), fraction)
+            if fresh and hosts_of(leaf) == hosts:
+                return False
+        self.issue_hub(credentials, hosts)
+        return True
+
+    def issue_operator(
+        self, name: str, folder: Path, url: str, *, age_recipient: str = "", data: str = ""
+    ) -> OperatorContext:
+        """Make an operator's certificate and the ``context.json`` that the CLI looks for.
+
+        The operator may do everything: roles of people come with local users and OIDC.
+        Raises BadUsage for a name that is no DNS label.
+        """
+        files = CredentialFiles(folder)
+        self._issue_own(files, self.organisation.user(name), Hosts())
+        context = OperatorContext(
+            url=url,
+            organisation=self.organisation.name,
+            user=name,
+            certificate=files.chain.name,
+            key=files.key.name,
+            roots=files.roots.name,
+            hub_id=str(self.organisation.hub),
+            age_recipient=age_recipient,
+            data=data,
+        )
+        write_private(folder / "context.json", encode(context))
+        return context
 
     def _issue_own(self, credentials: CredentialFiles, identity: SpiffeId, hosts: Hosts) -> Issued:
         key = make_key()

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.identity.ports import Issued
+from edgewise.identity.rotation import Validity
 from edgewise.model.errors import BadUsage, Untrusted
 from edgewise.model.names import SpiffeId
 
@@ -107,6 +108,20 @@ def key_pem(key: Key) -> bytes:
 def der(certificate: x509.Certificate) -> bytes:
     """The certificate's bytes."""
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def validity_of(certificate: bytes) -> Validity:
+    """From when to when a certificate (DER) holds; for ``identity.rotation.renew_at``."""
+    found = x509.load_der_x509_certificate(certificate)
+    return Validity(found.not_valid_before_utc, found.not_valid_after_utc)
+
+
+def hosts_of(certificate: bytes) -> Hosts:
+    """The host names and addresses in a certificate (DER)."""
+    found = x509.load_der_x509_certificate(certificate)
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return Hosts(tuple(names.get_values_for_type(x509.DNSName)), tuple(map(str, addresses)))
 
 
 def requested_key(csr: bytes) -> ec.EllipticCurvePublicKey:
