@@ -6,7 +6,6 @@ Commands on standard input: ``stats``, ``move`` (a step that concerns every node
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import ssl
@@ -26,7 +25,7 @@ from edgewise.identity.ports import Enrolled
 from edgewise.model.rules import Gate, RolloutRules
 from edgewise.net.api.records import Records, Wanted
 from edgewise.net.api.sync import Fleetside, NodeSync
-from edgewise.net.server import Listen, Server
+from edgewise.net.server import Listen, Server, tune_memory
 from edgewise.net.waiters import Waiters
 from edgewise.protocol.channel import Bitmap, Channel, Signed
 from edgewise.rollout.fleet import MemberPlan, Proposal
@@ -116,7 +115,7 @@ async def main(folder: Path, nodes: int, hold: float) -> None:
     context.load_cert_chain(folder / "hub.pem", folder / "key.pem")
     server = Server(endpoint.routes(), clock, chance, log)
     await server.start(Listen(tls=context))
-    gc.freeze()
+    tune_memory()
     loops = [asyncio.create_task(waiters.run()), asyncio.create_task(engine.run())]
     print(server.port, flush=True)
     reader = asyncio.StreamReader()

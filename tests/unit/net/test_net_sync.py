@@ -222,9 +222,12 @@ async def test_a_heartbeat_without_a_change_keeps_what_the_node_said_last(world:
     )
     await world.clock.run_for(timedelta(seconds=61))
     assert poll.result() is None
+    again = asyncio.create_task(world.sync("kiosk", UP_TO_DATE))
+    await asyncio.sleep(0)
     seen = world.seen["kiosk"]
     assert seen.observation == Observation(running="old")
     assert seen.heard > AT + timedelta(seconds=45)
+    again.cancel()
 
 
 def relay_call(body: Any) -> Call[Any]:

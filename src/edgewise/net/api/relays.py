@@ -73,7 +73,6 @@ class RelaySide:
         if news is None:
             await self._waiters.hold(Standing(relay.name))
             relay = admit(self._side, peer, "relay")
-            self._side.evidence.observe({relay.name: (self._clock.now(), None)})
             news = self._news(relay, call.body)
         return news
 

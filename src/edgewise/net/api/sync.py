@@ -141,7 +141,6 @@ class NodeSync:
         ):
             await self._waiters.hold(standing)
             enrolled = self._admit(call)  # it may have been forgotten meanwhile
-            self._heard(name, None)
         return self._answer(enrolled, request, acknowledged)
 
     def _admit(self, call: Call[SyncRequest]) -> Enrolled:
