@@ -23,7 +23,7 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound
+from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound, Untrusted
 from edgewise.net import problems
 from edgewise.net.peers import peer_of
 from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, query_of
@@ -67,6 +67,10 @@ class Mount:
     answer: Callable[[Any], Awaitable[web.StreamResponse]]
 
 
+Refused = Callable[[Peer, str, str], Awaitable[None]]
+"""(peer, method and path, why)"""
+
+
 class Request(web.BaseRequest):
     """aiohttp's request, with what a mounted protocol looks for."""
 
@@ -98,6 +102,8 @@ class Server:
                 self._patterns.append((route.pattern(), route, decoder))
             else:
                 self._exact[route.method, route.path] = (route, decoder)
+        self.on_refused: Refused | None = None
+        """Told of every call that the caller may not make, or that failed verification."""
         self._runner: web.ServerRunner | None = None
         self._stop = asyncio.Event()
         self.port = 0
@@ -145,6 +151,10 @@ class Server:
             response = await self._answer(request)
         except EdgewiseError as error:
             response = _problem(problems.problem_of(error))
+            if self.on_refused is not None and isinstance(error, Forbidden | Untrusted):
+                await self.on_refused(
+                    self._peer(request), f"{request.method} {request.path}", str(error)
+                )
         except _Refused as refused:
             response = _problem(refused.problem)
         except (ConnectionError, asyncio.CancelledError, HttpProcessingError):

@@ -199,6 +199,7 @@ class LoopbackHub:
         hub.board.connect(groups.nodes, groups.relays)
         hub.nodes = groups.nodes
         hub.server = NamedServer(hub_routes(groups), clock, chance, hub.log)
+        hub.server.on_refused = hub.journal.refused
         await hub.server.start(Listen())
         return hub
 

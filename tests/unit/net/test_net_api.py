@@ -16,6 +16,7 @@ from yarl import URL
 
 from edgewise.model.rules import RolloutRules
 from edgewise.net.api.commits import fate_of
+from edgewise.net.api.journal import JournaledLog
 from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout.fleet import MemberPlan, Proposal
 from edgewise.testing.clock import ManualClock
@@ -248,6 +249,30 @@ async def test_nodes_and_strangers_may_not_do_what_operators_do(call: Operator) 
         ):
             assert (await call(method, path, {}, peer=peer))[0] == expected
     assert (await call("GET", "/v1/health", peer=""))[0] == 200
+
+
+async def test_a_refused_call_is_one_audit_line_an_hour_however_often_it_comes(
+    hub: LoopbackHub, call: Operator
+) -> None:
+    for _ in range(3):
+        await call("GET", "/v1/status", peer="spiffe://eu.acme/node/kiosk-1")
+        await call("GET", "/v1/status", peer="")
+    _, audit = await call("GET", "/v1/audit")
+    [line] = audit["items"]
+    assert (line["action"], line["subject"]) == ("refused", "GET /v1/status")
+    assert line["actor"] == "spiffe://eu.acme/node/kiosk-1"
+
+
+async def test_decisions_of_the_engine_are_audit_lines(hub: LoopbackHub, call: Operator) -> None:
+    log = JournaledLog(hub.log, hub.journal)
+    writing = asyncio.create_task(log.run())
+    log.decision("rollout", because="80% of canary succeeded", id="r1", state="Baking")
+    await asyncio.sleep(0.01)
+    writing.cancel()
+    _, audit = await call("GET", "/v1/audit")
+    [line] = audit["items"]
+    assert (line["action"], line["subject"]) == ("decision.rollout", "r1")
+    assert "80%" in line["detail"]
 
 
 NOW = ManualClock().now()

@@ -13,6 +13,7 @@ from edgewise.net.routes import OPERATORS, Call, Peer, Route
 from edgewise.protocol.api import AuditLine, Page
 from edgewise.protocol.audit import next_line
 from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Level, Log
 
 REPEAT_AFTER: Final = timedelta(hours=1)
 """The same refusal or suspicion of the same peer is one line in this time."""
@@ -69,6 +70,11 @@ class Journal:
         self._said[key] = now
         await self.note(actor, action, subject, detail)
 
+    async def refused(self, peer: Peer, call: str, why: str) -> None:
+        """For ``Server.on_refused``: strangers are not audited, they could fill the disk."""
+        if peer.id is not None:
+            await self.note_once(peer, "refused", call, why)
+
     def routes(self) -> list[Route]:
         """GET /v1/audit."""
         return [
@@ -90,3 +96,40 @@ class Journal:
         lines = await self._store.audit(query.after, query.limit)
         more = len(lines) == query.limit and self.last and lines[-1].sequence < self.last.sequence
         return Page(lines, str(lines[-1].sequence) if more else None)
+
+
+class JournaledLog:
+    """A log whose decisions are audit lines as well; for the rollout engine.
+
+    ``run`` writes them in order, soon. A hub that dies may lose the last moment's lines
+    here; the engine's own log of each rollout loses none.
+    """
+
+    def __init__(self, log: Log, journal: Journal) -> None:
+        self._log = log
+        self._journal = journal
+        self._waiting: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue(REMEMBERED)
+
+    def event(self, what: str, /, level: Level = "info", **fields: object) -> None:
+        """Only logged."""
+        self._log.event(what, level, **fields)
+
+    def decision(self, what: str, /, *, because: object, **fields: object) -> None:
+        """Logged, and kept for the audit log."""
+        self._log.decision(what, because=because, **fields)
+        subject = str(fields.get("id") or fields.get("name") or "")
+        more = " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("id", "name"))
+        if self._waiting.full():
+            self._log.event("audit line dropped", "error", what=what, subject=subject)
+            return
+        self._waiting.put_nowait((f"decision.{what}", subject, f"{more} because {because}".strip()))
+
+    async def run(self) -> None:
+        """Write decisions to the audit log, for ever."""
+        while True:
+            action, subject, detail = await self._waiting.get()
+            await self._journal.note("hub", action, subject, detail)
+
+
+def _meets_its_port(log: JournaledLog) -> Log:
+    return log
