@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Targets
@@ -31,10 +31,6 @@ from edgewise.protocol.content import (
     release_target,
 )
 from edgewise.runtime.clock import Clock
-
-BUNDLED_BUILDS: Final = 8 << 10
-"""Bytes up to which ``builds`` rides in every wake-up (about 30 targets). A larger one is
-fetched by a node only when its version changed, once a release instead of once a step."""
 
 
 class AwaitingBuilder(TryLater):
@@ -91,7 +87,7 @@ class Publisher:
 
         The same dict until something is published: do not change it. It carries the newest
         root (so that nobody has to ask for a newer one) and ``builds`` only when it is at
-        most ``BUNDLED_BUILDS`` bytes.
+        most ``trust.BUNDLED_BUILDS`` bytes.
         """
         bundle = self._bundles.get(fleet)
         if bundle is None:
@@ -106,7 +102,7 @@ class Publisher:
         shared = {"timestamp.json": self._tuf.bytes["timestamp"]}
         for role in ("root", "snapshot", "targets", "channels", "builds"):
             data = self._tuf.bytes.get(role)
-            if data and (role != "builds" or len(data) <= BUNDLED_BUILDS):
+            if data and (role != "builds" or len(data) <= trust.BUNDLED_BUILDS):
                 shared[f"{self._tuf.roles[role].signed.version}.{role}.json"] = data
         self._shared = shared
         self._bundles.clear()

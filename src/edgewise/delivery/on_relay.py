@@ -1,1 +1,319 @@
-"""What delivery does on the relay."""
+"""What delivery does on a relay: a pull-through cache that believes nobody.
+
+Laws: an object is kept only when its unpacked bytes match its name; a metadata file only
+when the keys that the root names signed it; the timestamp only moves forward; when the hub
+is away, what is here is served. A relay that is lied to keeps nothing of it, and asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+
+from edgewise.delivery import packing, trust
+from edgewise.delivery.ports import CacheStore, Source
+from edgewise.model.errors import NotFound, TryLater, Untrusted
+from edgewise.model.names import Digest
+from edgewise.protocol import limits
+from edgewise.protocol.content import channel_target, object_path
+from edgewise.runtime.clock import Clock
+
+FRESH: Final = timedelta(seconds=5)
+"""How long a timestamp is handed out before the hub is asked again; its long poll tells a
+relay of changes at once (``offer``), so this only bounds the polling of others."""
+ROOTS_AT_ONCE: Final = 256
+"""Root versions followed in one go; python-tuf's own bound."""
+_OBJECT = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})\.zst")
+_METADATA = re.compile(r"tuf/([1-9][0-9]{0,8})\.([a-z0-9-]{1,40})\.json")
+
+
+class Cache:
+    """``limit`` bounds the bytes of objects kept; downloads in flight come on top of it."""
+
+    def __init__(
+        self,
+        objects: CacheStore,
+        files: trust.MetadataFiles,
+        upstream: Source,
+        *,
+        root: bytes,
+        limit: int,
+        clock: Clock,
+    ) -> None:
+        self._objects = objects
+        self._files = files
+        self._upstream = upstream
+        self._limit = limit
+        self._clock = clock
+        self._used: OrderedDict[str, int] = OrderedDict(objects.kept())
+        self._total = sum(self._used.values())
+        self._pinned: frozenset[str] = frozenset()
+        self._flying: dict[str, asyncio.Future[None]] = {}
+        self._asked = float("-inf")
+        self._bundles: dict[str, dict[str, bytes]] = {}
+        self._root = trust.parse(root, Root, what="root.json")
+        while (following := files.read(f"{self._root.signed.version + 1}.root.json")) is not None:
+            self._root = trust.follow_root(self._root, following)
+        if files.read(f"{self._root.signed.version}.root.json") is None:
+            files.write(f"{self._root.signed.version}.root.json", root)
+
+    @property
+    def root(self) -> bytes:
+        """The newest verified root."""
+        return self._files.read(f"{self._root.signed.version}.root.json") or b""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of objects kept."""
+        return self._total
+
+    def pin(self, digests: Collection[str]) -> None:
+        """Objects that are never evicted, in place of those pinned before."""
+        self._pinned = frozenset(digests)
+
+    async def ensure(self, path: str) -> None:
+        """Have ``path`` (``objects/...`` or ``tuf/...``) here, complete and verified.
+
+        Many callers at once cause one download. Raises NotFound for a path that is not
+        content or that the hub does not have, TryLater when the hub is away, Untrusted when
+        what it sent does not verify.
+        """
+        if path == "tuf/timestamp.json":
+            await self._fresh()
+        elif found := _OBJECT.fullmatch(path):
+            await self._ensure_object(found[1] + found[2])
+        elif found := _METADATA.fullmatch(path):
+            if self._files.read(path.removeprefix("tuf/")) is None:
+                await self._once(path, lambda: self._fetch_metadata(int(found[1]), found[2]))
+        else:
+            raise NotFound(f"{path[:100]!r} is not a path of content")
+
+    async def offer(self, metadata: Mapping[str, bytes]) -> None:
+        """Take what the hub pushed (``RelayNews.metadata``), verified like a download.
+
+        Raises Untrusted for what does not verify; what came before it is kept.
+        """
+        by_role = {
+            name: found for name in metadata if (found := _METADATA.fullmatch(f"tuf/{name}"))
+        }
+        order = {"root": 0, "snapshot": 1, "targets": 2}
+        for name in sorted(by_role, key=lambda n: (order.get(by_role[n][2], 3), by_role[n][1])):
+            version, role = int(by_role[name][1]), by_role[name][2]
+            if self._files.read(name) is not None:
+                continue
+            if role == "root" and version > self._root.signed.version + 1:
+                await self._follow_roots()
+            else:
+                await self._take(version, role, metadata[name], metadata)
+        for name, data in metadata.items():
+            if name.startswith("channels/"):
+                await self._keep(Digest.of(data).sha256, data)
+        if "timestamp.json" in metadata:
+            self._take_timestamp(metadata["timestamp.json"])
+            self._asked = self._clock.monotonic()
+
+    async def bundle(self, fleet: str) -> dict[str, bytes]:
+        """What a node of ``fleet`` would fetch next, as ``Publisher.metadata_for`` gives it.
+
+        Only what is here. The same dict until the timestamp changes: do not change it.
+        """
+        if fleet not in self._bundles:
+            if len(self._bundles) > 1000:
+                self._bundles.clear()
+            self._bundles[fleet] = await self._compose(fleet)
+        return self._bundles[fleet]
+
+    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+        """The relay as a source, for metadata (objects are sent as files)."""
+        await self.ensure(path)
+        data = self._files.read(path.removeprefix("tuf/"))
+        if data is None:
+            raise NotFound(f"{path} is not metadata")
+        if len(data) - start > at_most:
+            raise Untrusted(f"{path} is longer than {at_most} bytes")
+        yield data[start:]
+
+    # Objects
+
+    async def _ensure_object(self, sha256: str) -> None:
+        if sha256 in self._used:
+            self._used.move_to_end(sha256)
+            return
+        await self._once(sha256, lambda: self._fetch_object(sha256))
+
+    async def _fetch_object(self, sha256: str) -> None:
+        bound = min(packing.packed_bound(limits.OBJECT), self._limit)
+        content = self._upstream.read(object_path(sha256), at_most=bound)
+        self._count(sha256, await self._objects.put_packed(sha256, content))
+
+    async def _keep(self, sha256: str, data: bytes) -> None:
+        if sha256 not in self._used:
+            self._count(sha256, await self._objects.put(sha256, data))
+
+    def _count(self, sha256: str, size: int) -> None:
+        self._total += size - self._used.get(sha256, 0)
+        self._used[sha256] = size
+        self._used.move_to_end(sha256)
+        for old in list(self._used):
+            if self._total <= self._limit:
+                return
+            if old != sha256 and old not in self._pinned:
+                self._objects.forget(old)
+                self._total -= self._used.pop(old)
+
+    async def _once(self, key: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work``, or wait for whoever runs it now and share how it ends."""
+        while (running := self._flying.get(key)) is not None:
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if not running.cancelled():
+                    raise  # we were cancelled ourselves
+        mine = asyncio.get_running_loop().create_future()
+        self._flying[key] = mine
+        try:
+            await work()
+        except Exception as error:
+            mine.set_exception(error)
+            mine.exception()  # nobody may be waiting; the caller gets it below
+            raise
+        except BaseException:
+            mine.cancel()  # one of those that wait takes over
+            raise
+        else:
+            mine.set_result(None)
+        finally:
+            del self._flying[key]
+
+    # Metadata
+
+    async def _fresh(self) -> None:
+        here = self._files.read("timestamp.json") is not None
+        if here and self._clock.monotonic() - self._asked < FRESH.total_seconds():
+            return
+        try:
+            await self._once("timestamp", self._fetch_timestamp)
+        except (TryLater, Untrusted, NotFound):
+            if not here:
+                raise
+            # The hub is away or wrong: what was verified before is as good as it was.
+
+    async def _fetch_timestamp(self) -> None:
+        await self._follow_roots()
+        self._take_timestamp(await self._download("timestamp.json"))
+        self._asked = self._clock.monotonic()
+
+    def _take_timestamp(self, data: bytes) -> None:
+        offered = trust.parse(data, Timestamp, what="timestamp.json")
+        trust.verify(self._root.signed, "timestamp", offered)
+        kept = self._parsed("timestamp.json", Timestamp)
+        if kept is not None and offered.signed.version <= kept.signed.version:
+            if offered.signed.version < kept.signed.version:
+                raise Untrusted(
+                    f"timestamp goes back from {kept.signed.version} to {offered.signed.version}"
+                )
+            return
+        self._files.write("timestamp.json", data)
+        self._bundles.clear()
+
+    async def _follow_roots(self) -> None:
+        for _ in range(ROOTS_AT_ONCE):
+            version = self._root.signed.version + 1
+            try:
+                data = await self._download(f"{version}.root.json")
+            except NotFound:
+                return
+            await self._take(version, "root", data, {})
+
+    async def _fetch_metadata(self, version: int, role: str) -> None:
+        if role == "root" and version != self._root.signed.version + 1:
+            await self._follow_roots()
+            if self._files.read(f"{version}.root.json") is None:
+                raise NotFound(f"there is no root {version}")
+            return
+        await self._take(version, role, await self._download(f"{version}.{role}.json"), {})
+
+    async def _take(
+        self, version: int, role: str, data: bytes, beside: Mapping[str, bytes]
+    ) -> None:
+        name = f"{version}.{role}.json"
+        if role == "root":
+            self._root = trust.follow_root(self._root, data)
+        else:
+            kind: Any = Snapshot if role == "snapshot" else Targets
+            offered: Metadata[Any] = trust.parse(data, kind, what=name)
+            if offered.signed.version != version:
+                raise Untrusted(f"{name} holds version {offered.signed.version}")
+            if role in ("snapshot", "targets"):
+                trust.verify(self._root.signed, role, offered)
+            else:
+                trust.verify(await self._delegator(beside), role, offered)
+        self._files.write(name, data)
+        if role != "root" and version > 32:
+            self._files.remove(f"{version - 32}.{role}.json")
+
+    async def _delegator(self, beside: Mapping[str, bytes]) -> Targets:
+        """The targets that ``beside`` carries (already verified and kept), else the current."""
+        for name in beside:
+            if name.endswith(".targets.json") and (kept := self._parsed(name, Targets)):
+                targets: Targets = kept.signed
+                return targets
+        stamp = self._parsed("timestamp.json", Timestamp)
+        if stamp is None:
+            await self._fresh()
+            stamp = self._parsed("timestamp.json", Timestamp)
+        if stamp is None:
+            raise TryLater("no timestamp yet")
+        snapshot_name = f"{stamp.signed.snapshot_meta.version}.snapshot.json"
+        await self.ensure(f"tuf/{snapshot_name}")
+        snapshot = self._parsed(snapshot_name, Snapshot)
+        if snapshot is None:
+            raise TryLater(f"{snapshot_name} is gone")
+        targets_name = f"{snapshot.signed.meta['targets.json'].version}.targets.json"
+        await self.ensure(f"tuf/{targets_name}")
+        current = self._parsed(targets_name, Targets)
+        if current is None:
+            raise TryLater(f"{targets_name} is gone")
+        delegator: Targets = current.signed
+        return delegator
+
+    async def _compose(self, fleet: str) -> dict[str, bytes]:
+        stamp = self._parsed("timestamp.json", Timestamp)
+        if stamp is None:
+            return {}
+        bundle = {"timestamp.json": self._files.read("timestamp.json") or b""}
+        snapshot_name = f"{stamp.signed.snapshot_meta.version}.snapshot.json"
+        names = [f"{self._root.signed.version}.root.json", snapshot_name]
+        snapshot = self._parsed(snapshot_name, Snapshot)
+        meta = snapshot.signed.meta if snapshot else {}
+        names += [f"{about.version}.{role}" for role, about in meta.items()]
+        for name in names:
+            data = self._files.read(name)
+            if data and not (name.endswith(".builds.json") and len(data) > trust.BUNDLED_BUILDS):
+                bundle[name] = data
+        if "channels.json" in meta:
+            channels = self._parsed(f"{meta['channels.json'].version}.channels.json", Targets)
+            target = channels.signed.targets.get(channel_target(fleet)) if channels else None
+            if target is not None and trust.target_digest(target) in self._used:
+                bundle[channel_target(fleet)] = await self._objects.get(
+                    trust.target_digest(target), at_most=target.length
+                )
+        return bundle
+
+    def _parsed(self, name: str, kind: Any) -> Metadata[Any] | None:
+        data = self._files.read(name)
+        return trust.parse(data, kind, what=name) if data is not None else None
+
+    async def _download(self, name: str) -> bytes:
+        chunks = self._upstream.read(f"tuf/{name}", at_most=limits.TUF_METADATA)
+        return b"".join([chunk async for chunk in chunks])
+
+
+def _meets_its_port(cache: Cache) -> Source:
+    return cache

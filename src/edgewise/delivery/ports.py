@@ -53,6 +53,16 @@ class ObjectStore(Protocol):
         """Stored (compressed) size in bytes. Raises NotFound."""
 
 
+class CacheStore(ObjectStore, Protocol):
+    """Objects that may be dropped again. Implementations: as of ``ObjectStore``."""
+
+    def kept(self) -> tuple[tuple[str, int], ...]:
+        """(digest, stored bytes) of everything here, least recently stored first."""
+
+    def forget(self, sha256: str) -> None:
+        """Idempotent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
     """What the hub says, after every check."""

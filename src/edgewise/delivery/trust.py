@@ -66,6 +66,9 @@ ADDED: Final = "added"
 """Custom field of a target of ``builds``: the version of ``builds`` that brought it."""
 KEPT_RELEASES: Final = 200
 """Releases listed in ``builds``: the oldest that no channel names go first."""
+BUNDLED_BUILDS: Final = 8 << 10
+"""Bytes up to which ``builds`` rides in every wake-up (about 30 targets). A larger one is
+fetched by a node only when its version changed, once a release instead of once a step."""
 
 _COMPACT = JSONSerializer(compact=True)
 M = TypeVar("M", Root, Targets, Snapshot, Timestamp)

@@ -276,8 +276,13 @@ class Client:
                 await line.writer.drain()
                 head = await read_head(line.reader)
                 done = True
-            except ClosedEarly:
-                if not (line.kept and method == "GET"):
+            except ClosedEarly as error:
+                if not line.kept:
+                    raise ClosedEarly(
+                        f"{line.url} closed the connection at once",
+                        hint="it may be starting, or does not accept our certificate any more",
+                    ) from error
+                if method != "GET":
                     raise
                 continue  # The server closed a kept connection just now: ask on another.
             except OSError as error:

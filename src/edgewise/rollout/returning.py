@@ -36,6 +36,7 @@ def begin(draft: Draft, why: str, end: End, actor: str) -> None:
         draft.notify("RolloutEnded", reason)
         draft.announce()
         return
+    table.turn_round()
     for index, row in list(table.rows.items()):
         if not row.told or row.stage < from_stage or row.state == "Held":
             continue

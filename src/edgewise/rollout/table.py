@@ -46,6 +46,7 @@ class Table:
         self._timers: list[tuple[datetime, int]] = []
         self._wave = bytearray()
         self._waiting_back = bytearray()
+        self._returning = False
         for node in plan.nodes:
             self._size[node.group] = self._size.get(node.group, 0) + 1
             self._of_group.setdefault(node.group, []).append(node.index)
@@ -126,6 +127,20 @@ class Table:
             self._down[group] = self._down.get(group, 0) + (1 if unhealthy else -1)
             self._freed.add(group)  # a sick node may itself be repaired
 
+    def turn_round(self) -> None:
+        """The way back begins: from now on only nodes at work count as down.
+
+        A node that is sick on its own, or silent, must not keep its neighbours on a release
+        that is known to be bad.
+        """
+        self._returning = True
+        self._down = {}
+        for index, row in self.rows.items():
+            if self._is_down(index, row):
+                group = self.planned[index].group
+                self._down[group] = self._down.get(group, 0) + 1
+        self._freed = set(self._parked)
+
     def _is_down(self, index: int, row: Row) -> bool:
         """Unavailable because of us: at work, silent since, failed where it stands, or sick.
 
@@ -133,7 +148,7 @@ class Table:
         """
         if row.state in IN_FLIGHT:
             return True
-        if row.state in ("Held", "Skipped") or row.back:
+        if self._returning or row.state in ("Held", "Skipped") or row.back:
             return False
         if row.told and (row.state == "Unknown" or (row.state == "Failed" and not row.restored)):
             return True

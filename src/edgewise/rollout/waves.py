@@ -76,6 +76,8 @@ def resume_from(plan: RolloutPlan, head: object, course: Course, rows: dict[int,
     """The state as it was saved. Follow it with a ``Restarted`` event."""
     table = Table(plan, rows)
     state = State(head, course, table)  # type: ignore[arg-type]
+    if isinstance(state.head, RollingBack):
+        table.turn_round()
     draft = Draft(plan, state, plan.started)
     for index, row in table.rows.items():
         evidence.rearm(draft, index, row)

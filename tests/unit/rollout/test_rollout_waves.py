@@ -347,6 +347,14 @@ def test_the_way_back_keeps_the_disruption_budget():
     assert play.back(1, 2).head == "RolledBack"
 
 
+def test_a_neighbour_that_is_sick_on_its_own_does_not_keep_a_node_on_a_bad_release():
+    groups = {0: "site", 1: "elsewhere", 2: "site"}
+    play = Play(plan(2, 1, groups=groups, max_unavailable=Share(count=1))).good(0)
+    play.heard(2, running=OLD, target=OLD, health="Degraded").command("abort")
+    assert set(play.table.waiting_back) == set()
+    assert play.back(0, 1).head == "Cancelled"
+
+
 def test_a_node_that_cannot_return_fails_the_rollout_for_a_person():
     play = Play(plan(2)).good(0).bad(1)
     play.do(play.receipt(0, "Failed", release=OLD, running=NEW, reason="disk full"))

@@ -175,7 +175,11 @@ class NodeStore:
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[bool]:
-        fd = os.open(self.root / "store" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.root / "store" / "lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
         try:
             try:
                 fcntl.flock(fd, how)

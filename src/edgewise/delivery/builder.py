@@ -1,0 +1,104 @@
+"""What a builder signs: the successor of ``builds`` and the documents it names. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Targets
+
+from edgewise.delivery import trust
+from edgewise.delivery.contents import named_by_target
+from edgewise.model.errors import BadUsage, Conflict, Forbidden
+from edgewise.model.names import Digest, Platform, is_name
+from edgewise.protocol.api import Builds, BuildsUpload
+from edgewise.protocol.codec import encode
+from edgewise.protocol.content import Artifact, TreeRef, artifact_target, release_target
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def make_artifact(
+    name: str, version: str, trees: Mapping[str, TreeRef], *, built_from: str = ""
+) -> Artifact:
+    """An artifact. Raises BadUsage, with the accepted form, for a name or version that is none."""
+    if not is_name(name):
+        raise BadUsage(f"artifact name {name!r} is not a DNS label (a-z, 0-9, '-')")
+    if not _VERSION.fullmatch(version):
+        raise BadUsage(f"version {version!r}: letters, digits, . _ + -, at most 100")
+    if not trees:
+        raise BadUsage(f"artifact {name} has no platform", hint="add --platform linux/amd64=DIR")
+    try:
+        for platform in trees:
+            Platform(platform)
+    except ValueError as error:
+        raise BadUsage(str(error)) from error
+    return Artifact(name, version, dict(sorted(trees.items())), built_from)
+
+
+def platform_of_directory(name: str) -> str:
+    """``linux-arm64`` or ``linux-arm-v7`` to ``linux/arm64``, ``linux/arm/v7``.
+
+    Raises BadUsage when a directory is not named like that.
+    """
+    try:
+        return Platform(name.replace("-", "/", 2)).value
+    except ValueError as error:
+        raise BadUsage(
+            f"directory {name!r} does not name a platform", hint="call it like linux-arm64"
+        ) from error
+
+
+def target_of_document(document: bytes) -> str:
+    """The target path of an artifact or release document. Raises BadUsage for others."""
+    try:
+        fields = msgspec.json.decode(document)
+    except msgspec.DecodeError as error:
+        raise BadUsage(f"not a document: {error}") from error
+    if isinstance(fields, dict) and "version" in fields:
+        path = artifact_target(str(fields.get("name")), str(fields["version"]))
+    else:
+        path = release_target(Digest.of(document).sha256)
+    named_by_target(path, document)
+    return path
+
+
+def sign_builds(
+    current: Builds,
+    signer: CryptoSigner,
+    documents: tuple[bytes, ...],
+    now: datetime,
+    *,
+    keep: frozenset[str] = frozenset(),
+    beside: tuple[bytes, ...] = (),
+) -> BuildsUpload:
+    """The successor of ``current`` with artifact and release ``documents`` added.
+
+    ``beside`` are small documents that these name (parts, trees) and that go up with them;
+    ``keep`` names releases that fleets run. Raises Forbidden when the key is not among
+    those that the hub delegates to, Conflict when an artifact version exists with other
+    content.
+    """
+    if trust.key_id(signer.public_key) not in current.keys:
+        raise Forbidden(
+            f"key {trust.key_id(signer.public_key)[:12]} may not sign builds",
+            hint="have an administrator add it: `edgewise artifact key --add PUBLIC`",
+        )
+    before: Targets | None = None
+    if current.metadata:
+        before = trust.parse(current.metadata, Targets, what="builds.json").signed
+    add = {target_of_document(document): document for document in documents}
+    for path, document in add.items():
+        known = before.targets.get(path) if before else None
+        if known is not None and not trust.matches(known, document):
+            raise Conflict(f"{path} is published with other content", hint="give it a new version")
+    following = trust.successor_of_builds(before, now, add, keep)
+    return BuildsUpload(trust.serialise(trust.signed(following, [signer])), (*documents, *beside))
+
+
+def artifact_document(artifact: Artifact) -> bytes:
+    """Its canonical bytes."""
+    return encode(artifact)

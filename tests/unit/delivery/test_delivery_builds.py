@@ -1,0 +1,268 @@
+"""From directories to signed builds that the hub takes, and what it refuses."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from edgewise.backends.files.builds import (
+    batches,
+    build_artifact,
+    objects_of,
+    packed,
+    platform_directories,
+    run_build_script,
+)
+from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.files.trees import scan
+from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_key, new_key
+from edgewise.delivery.builder import artifact_document, sign_builds
+from edgewise.delivery.on_hub import AwaitingBuilder, Publisher
+from edgewise.delivery.trust import KEPT_RELEASES, key_id
+from edgewise.model.errors import BadUsage, Conflict, Forbidden, NeedsPerson, Untrusted
+from edgewise.protocol.api import BuildsUpload
+from edgewise.protocol.channel import Channel
+from edgewise.testing.clock import ManualClock
+from edgewise.testing.content import Content
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def make_directory(path: Path, **files: str) -> Path:
+    for name, text in files.items():
+        file = path / "bin" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    return path
+
+
+async def test_a_builder_publishes_and_the_hub_schedules_only_that(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    content = await Content.open(clock, mode="builder")
+    key = new_key(tmp_path / "ci.pem")
+    await content.publisher.set_builders([key.public_key])
+    local = FileObjects(tmp_path / "local")
+    directory = make_directory(tmp_path / "src", run="echo hello")
+    artifact = await build_artifact("hello", "1.0", {"linux/amd64": directory}, local)
+    document = artifact_document(artifact)
+    upload = sign_builds(content.publisher.builds(), key, (document,), clock.now())
+    with pytest.raises(BadUsage, match="1 objects that builds names are not here"):
+        await content.publisher.accept_builds(upload)
+    for batch in batches(await objects_of(document, "artifacts/hello/1.0.json", local)):
+        for sha256 in await content.objects.missing(batch):
+            await content.objects.put_packed(sha256, packed(sha256, local))
+    await content.publisher.accept_builds(upload)
+    assert content.publisher.artifacts() == {("hello", "1.0"): artifact}
+
+    release, documents = await content.documents({"hello": {"bin/run": b"x"}})
+    with pytest.raises(AwaitingBuilder):
+        await content.publisher.publish_release(release, documents)
+    upload = sign_builds(
+        content.publisher.builds(),
+        load_key(tmp_path / "ci.pem"),
+        (documents[release],),
+        clock.now(),
+    )
+    await content.publisher.accept_builds(upload)
+    await content.publisher.publish_release(release, documents)
+    with pytest.raises(Conflict, match="does not follow"):
+        await content.publisher.accept_builds(upload)
+
+
+async def test_only_a_delegated_key_signs_builds(clock: ManualClock, tmp_path: Path) -> None:
+    content = await Content.open(clock, mode="builder")
+    stranger = new_key(tmp_path / "stranger.pem")
+    release, documents = await content.documents({"hello": {"bin/run": b"x"}})
+    with pytest.raises(Forbidden):
+        sign_builds(content.publisher.builds(), stranger, (documents[release],), clock.now())
+    builds = content.publisher.builds()
+    forged = type(builds)(builds.metadata, (key_id(stranger.public_key),), builds.trust)
+    upload = sign_builds(forged, stranger, (documents[release],), clock.now())
+    with pytest.raises(Untrusted):
+        await content.publisher.accept_builds(upload)
+
+
+async def test_a_published_version_never_changes(clock: ManualClock, tmp_path: Path) -> None:
+    content = await Content.open(clock)
+    uploads = []
+    for text in ("one", "two"):
+        local = FileObjects(tmp_path / text)
+        directory = make_directory(tmp_path / f"src-{text}", run=text)
+        artifact = await build_artifact("hello", "1.0", {"linux/amd64": directory}, local)
+        document = artifact_document(artifact)
+        for sha256 in await objects_of(document, "artifacts/hello/1.0.json", local):
+            await content.objects.put_packed(sha256, packed(sha256, local))
+        uploads.append(BuildsUpload(b"", (document,)))
+    await content.publisher.accept_builds(uploads[0])
+    await content.publisher.accept_builds(uploads[0])
+    with pytest.raises(Conflict, match="other content"):
+        await content.publisher.accept_builds(uploads[1])
+
+
+async def test_old_releases_leave_builds_but_not_those_that_fleets_run(clock: ManualClock) -> None:
+    content = await Content.open(clock)
+    first = await content.release({"a": {"bin/run": b"first"}})
+    await content.announce(1, first)
+    others = {}
+    for number in range(KEPT_RELEASES + 5):
+        release, documents = await content.documents({"a": {"bin/run": b"%d" % number}})
+        others[release] = documents
+    for release, documents in others.items():
+        await content.publisher.publish_release(release, documents)
+    assert content.publisher.is_signed(first)
+    assert not content.publisher.is_signed(next(iter(others)))
+    assert content.publisher.is_signed(list(others)[-1])
+
+
+async def test_turning_to_trust_builder_takes_the_hubs_key_away(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    content = await Content.open(clock)
+    await content.announce(1, await content.release({"a": {"bin/run": b"1"}}))
+    await content.reopen(clock, mode="builder")
+    assert content.publisher.builds().keys == ()
+    release, documents = await content.documents({"a": {"bin/run": b"2"}})
+    with pytest.raises(AwaitingBuilder):
+        await content.publisher.publish_release(release, documents)
+
+
+async def test_an_old_channel_comes_too_late(clock: ManualClock) -> None:
+    content = await Content.open(clock)
+    await content.announce(2, "")
+    await content.announce(2, "")
+    with pytest.raises(Conflict, match="too late"):
+        await content.announce(1, "")
+
+
+async def test_a_crash_between_any_two_files_leaves_a_valid_repository(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    class PowerCut(Exception):
+        pass
+
+    content = await Content.open(clock)
+    release = await content.release({"a": {"bin/run": b"1"}})
+    await content.announce(1, release)
+    write = content.metadata.write
+    seen = set()
+    for survive in range(4):
+        left = survive
+
+        def cut(name: str, data: bytes) -> None:
+            nonlocal left
+            if left == 0:
+                raise PowerCut
+            left -= 1
+            write(name, data)
+
+        content.metadata.write = cut
+        published = content.publisher.channel("lab")
+        try:
+            await content.announce(published.sequence + 1, release)
+        except PowerCut:
+            pass
+        content.metadata.write = write
+        await content.reopen(clock)
+        channel = content.publisher.channel("lab")
+        seen.add(channel.sequence - published.sequence)
+        await content.announce(channel.sequence + 1, release)
+    assert seen == {0, 1}
+
+
+async def test_the_real_repository_survives_a_restart(clock: ManualClock, tmp_path: Path) -> None:
+    async def start() -> Publisher:
+        return await Publisher.open(
+            FileMetadata(tmp_path / "content" / "tuf"),
+            FileKeys(tmp_path / "keys"),
+            FileObjects(tmp_path / "content"),
+            clock=clock,
+        )
+
+    publisher = await start()
+    await publisher.publish_channels([Channel("lab", 1), Channel("shop", 7)])
+    root = publisher.root
+    again = await start()
+    assert again.root == root
+    assert again.channel("shop") == Channel("shop", 7)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "keys").iterdir()} == {0o600}
+    (tmp_path / "keys" / "root.pem").unlink()
+    (tmp_path / "keys" / "targets.pem").unlink()
+    offline = await start()
+    await offline.publish_channels([Channel("lab", 2)])
+    assert {line.name: line.present for line in offline.key_lines()} == {
+        "root": False,
+        "targets": False,
+        "online": True,
+        "builder": True,
+    }
+    with pytest.raises(NeedsPerson, match=r"root.pem is not here"):
+        await offline.rotate("root")
+
+
+async def test_the_online_key_is_refused_when_others_can_read_it(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "k.pem"
+    new_key(path)
+    path.chmod(0o644)
+    with pytest.raises(NeedsPerson, match="read by others"):
+        load_key(path)
+
+
+async def test_a_script_builds_once_for_each_platform(tmp_path: Path) -> None:
+    script = tmp_path / "build"
+    script.write_text('#!/bin/sh\nmkdir "$OUTPUT/bin"\necho $TARGETARCH > "$OUTPUT/bin/arch"\n')
+    script.chmod(0o755)
+    store = FileObjects(tmp_path / "store")
+    artifact = await run_build_script("hello", "1", script, ("linux/amd64", "linux/arm/v7"), store)
+    assert artifact.trees["linux/amd64"] != artifact.trees["linux/arm/v7"]
+    script.write_text("#!/bin/sh\necho no compiler; exit 3\n")
+    with pytest.raises(NeedsPerson, match="exit code 3: no compiler"):
+        await run_build_script("hello", "1", script, ("linux/amd64",), store)
+
+
+def test_platforms_are_found_by_directory_name(tmp_path: Path) -> None:
+    for name in ("linux-amd64", "linux-arm-v7"):
+        (tmp_path / name).mkdir()
+    found = platform_directories(tmp_path, ())
+    assert list(found) == ["linux/amd64", "linux/arm/v7"]
+    assert platform_directories(tmp_path, ("linux/amd64", "linux/arm64=/x")) == {
+        "linux/amd64": tmp_path / "linux-amd64",
+        "linux/arm64": Path("/x"),
+    }
+    with pytest.raises(BadUsage, match="is not like linux/amd64"):
+        platform_directories(tmp_path, ("sparc",))
+
+
+def test_a_setuid_file_is_not_delivered(tmp_path: Path) -> None:
+    make_directory(tmp_path, su="x")
+    (tmp_path / "bin" / "su").chmod(0o4755)
+    with pytest.raises(BadUsage, match="'bin/su' has mode 4755"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", ".."])
+def test_a_link_out_of_the_tree_is_not_delivered(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(BadUsage, match="leaves the tree"):
+        scan(tmp_path)
+
+
+async def test_builds_are_signed_again_in_time(clock: ManualClock) -> None:
+    content = await Content.open(clock)
+    await content.release({"a": {"bin/run": b"1"}})
+    clock.advance(timedelta(days=200))
+    assert set(await content.publisher.refresh()) == {
+        "root",
+        "targets",
+        "builds",
+        "channels",
+        "snapshot",
+        "timestamp",
+    }
+    assert await content.publisher.refresh() == ()
