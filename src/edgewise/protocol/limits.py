@@ -24,6 +24,8 @@ SYNC_REPLY: Final = 16 << 20
 """A wake-up with the TUF metadata that goes with it."""
 RELAY_REPORT: Final = 8 << 20
 """A relay's batch of node reports."""
+RELAY_NEWS: Final = 64 << 20
+"""What a new relay is told at once: metadata, and a record for each of 50,000 nodes."""
 RECEIPTS_KEPT: Final = 64
 """Receipts a node keeps while nobody can take them; the oldest go first."""
 API_BODY: Final = 1 << 20

@@ -1,1 +1,336 @@
-"""The relay: what it is made of."""
+"""The relay: what it is made of.
+
+``python -m edgewise.roles.relay --state DIR --join TOKEN --name NAME --url URL`` once, then
+``python -m edgewise.roles.relay --state DIR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+import uvloop
+
+from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.pki.authority import RegionalAuthority
+from edgewise.backends.sqlite.database import Database
+from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
+from edgewise.backends.tuf.repository import FileMetadata
+from edgewise.delivery.on_relay import Cache
+from edgewise.identity.card import Card
+from edgewise.identity.names import Station
+from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
+from edgewise.identity.on_relay import RegionalEnroller
+from edgewise.identity.rotation import renew_at
+from edgewise.model.errors import BadUsage, EdgewiseError
+from edgewise.model.quantity import parse_bytes
+from edgewise.net.client import Client, Endpoint, HttpSource
+from edgewise.net.joining import Doorway, by_identity, by_token
+from edgewise.net.relaying import HubOverHttps, RelayRoutes, WaitingNodes
+from edgewise.net.server import Listen, Server
+from edgewise.net.tls import client_context, reload, server_context
+from edgewise.net.waiters import Waiters
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.join import Token
+from edgewise.rollout.on_relay import Pace, Relaying
+from edgewise.runtime.backoff import Backoff
+from edgewise.runtime.chance import Chance, SystemChance
+from edgewise.runtime.clock import Clock, SystemClock
+from edgewise.runtime.credentials import write_private
+from edgewise.runtime.log import Log, StreamLog
+
+HUB_CONNECTIONS: Final = 8
+"""One held poll, one report, and downloads for the cache."""
+LONGEST_SLEEP: Final = timedelta(hours=1)
+"""Between two looks at the clock: it may be set right at any moment."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """``place.json``: what the relay was told when it joined."""
+
+    urls: tuple[str, ...]
+    """Where nodes reach it."""
+    hub_urls: tuple[str, ...] = ()
+    """Where the relay reaches the hub, when that differs from what the hub says."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Everything a relay can be told. docs/relay.md explains each."""
+
+    state: Path
+    listen: str = ""
+    """``host:port``; empty: as in the URL that it joined with."""
+    hub_urls: tuple[str, ...] = ()
+    """Where the hub is reached; empty: what the hub said at the join."""
+    cache_bytes: int = 20 << 30
+    hold: timedelta = timedelta(seconds=60)
+    """How long a node's poll is held."""
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A relay, put together."""
+
+    identity: MachineIdentity
+    card: Card
+    client: Client
+    relaying: Relaying
+    waiters: Waiters
+    enroller: RegionalEnroller
+    server: Server
+    listen: Listen
+
+
+async def join_hub(
+    settings: RelaySettings, token_text: str, name: str, urls: tuple[str, ...]
+) -> Card:
+    """Join this machine as a relay. Repeating it with the same token is harmless.
+
+    Raises BadUsage for a damaged token or URL, TryLater, Untrusted, or what the hub says.
+    """
+    if not urls:
+        raise BadUsage("a relay needs to know where nodes reach it", hint="add --url https://...")
+    for url in urls:
+        _address(url)
+    clock = SystemClock()
+    token = Token.parse(token_text)
+    if settings.hub_urls:
+        token = msgspec.structs.replace(token, urls=settings.hub_urls)
+    settings.state.mkdir(parents=True, exist_ok=True)
+    place = Place(urls, settings.hub_urls)
+    write_private(settings.state / "place.json", encode(place), mode=0o644)
+    line = await by_token(token, clock)
+    try:
+        identity = MachineIdentity(settings.state / "identity")
+        return await join(identity, token, Machine("relay", name, urls=urls), line)
+    finally:
+        await line.close()
+
+
+async def run(settings: RelaySettings, ready: Callable[[str], None] | None = None) -> None:
+    """Serve until the task is cancelled. ``ready`` gets the relay's URL once it serves.
+
+    Raises NeedsPerson when it has not joined or another process has the directory.
+    """
+    clock, chance = SystemClock(), SystemChance()
+    log = StreamLog(clock, "relay")
+    database = open_relay_database(settings.state / "relay.db")
+    parts = None
+    try:
+        parts = _assemble(settings, database, clock, chance, log)
+        await parts.relaying.open()
+        await parts.server.start(parts.listen)
+        url = f"https://{parts.listen.host}:{parts.server.port}"
+        log.event("relay serves", url=url, spiffe_id=parts.card.spiffe_id)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(parts.waiters.run())
+            tasks.create_task(parts.relaying.follow())
+            tasks.create_task(parts.relaying.report())
+            tasks.create_task(_keep_identity(parts, clock, chance, log))
+            _say_ready(settings.state, url, parts.card.spiffe_id)
+            if ready is not None:
+                ready(url)
+    finally:
+        (settings.state / "ready.json").unlink(missing_ok=True)
+        if parts is not None:
+            parts.waiters.wake_all()
+            await parts.server.close()
+            await parts.client.close()
+        database.close()
+
+
+def _assemble(
+    settings: RelaySettings, database: Database, clock: Clock, chance: Chance, log: Log
+) -> _Parts:
+    identity = MachineIdentity(settings.state / "identity")
+    card = identity.card()
+    place = decode((settings.state / "place.json").read_bytes(), Place, what="place.json")
+    hub_urls = settings.hub_urls or place.hub_urls or card.urls
+    endpoint = Endpoint(hub_urls, client_context(identity.credentials), card.expects)
+    client = Client(endpoint, clock, HUB_CONNECTIONS)
+    content = settings.state / "content"
+    cache = Cache(
+        FileObjects(content),
+        FileMetadata(content / "tuf"),
+        HttpSource(client),
+        root=identity.tuf_root,
+        limit=settings.cache_bytes,
+        clock=clock,
+    )
+    waiters = Waiters(clock, chance, settings.hold)
+    memory = SqliteRelayMemory(database)
+    relaying = Relaying(
+        memory,
+        HubOverHttps(client),
+        cache,
+        WaitingNodes(waiters),
+        clock,
+        chance,
+        log,
+        pace=Pace(hold=settings.hold),
+    )
+    authority = _authority(identity, card, clock)
+    enroller = RegionalEnroller(
+        authority.organisation,
+        card.region,
+        authority,
+        Doorway(client),
+        memory,
+        lambda name: "it was forgotten or quarantined" if name in relaying.known.gone else "",
+        clock,
+        log,
+    )
+    routes = RelayRoutes(
+        Station(authority.organisation, card.region),
+        relaying,
+        waiters,
+        cache,
+        content,
+        enroller,
+        lambda: _until(enroller),
+    )
+    host, port = _address(f"https://{settings.listen}" if settings.listen else place.urls[0])
+    return _Parts(
+        identity,
+        card,
+        client,
+        relaying,
+        waiters,
+        enroller,
+        Server(routes.routes(), clock, chance, log),
+        Listen(host, port, server_context(identity.credentials)),
+    )
+
+
+async def _keep_identity(parts: _Parts, clock: Clock, chance: Chance, log: Log) -> None:
+    """Renew the relay's certificate and its regional CA for ever, long before they end."""
+    backoff = Backoff(chance, first=timedelta(seconds=30), cap=timedelta(minutes=30))
+    fraction = chance.fraction()
+    while True:
+        wait = renew_at(parts.card.validity, fraction) - clock.now()
+        if wait > timedelta():
+            await clock.sleep(min(wait, LONGEST_SLEEP))
+            continue
+        try:
+            await _renew(parts, clock)
+        except EdgewiseError as error:
+            log.event("certificate not renewed", "warning", because=str(error), hint=error.hint)
+            await clock.sleep(backoff.next())
+            continue
+        backoff.reset()
+        fraction = chance.fraction()
+        log.event("certificate renewed", until=parts.card.not_after)
+
+
+async def _renew(parts: _Parts, clock: Clock) -> None:
+    expired = not parts.card.validity.holds(clock.now())
+    card = msgspec.structs.replace(parts.card, urls=parts.client.endpoint.urls)
+    line = by_identity(card, parts.identity.credentials, clock, expired=expired)
+    try:
+        parts.card = await (rejoin if expired else renew)(parts.identity, line)
+    finally:
+        await line.close()
+    for context in (parts.listen.tls, parts.client.endpoint.tls):
+        if context is not None:
+            reload(context, parts.identity.credentials)
+    parts.client.forget_connections()
+    parts.enroller.issuer = _authority(parts.identity, parts.card, clock)
+
+
+def _authority(identity: MachineIdentity, card: Card, clock: Clock) -> RegionalAuthority:
+    roots = identity.credentials.root_certificates()
+    return RegionalAuthority.open(identity.directory, roots, card.region, clock)
+
+
+def _until(enroller: RegionalEnroller) -> datetime | None:
+    issuer = enroller.issuer
+    return issuer.not_after if isinstance(issuer, RegionalAuthority) else None
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of ``https://host:port``. Raises BadUsage for anything else."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme != "https" or not host or port is None or parts.path.strip("/"):
+        raise BadUsage(f"{url!r} is not like https://host:port")
+    return host, port
+
+
+def _say_ready(state: Path, url: str, spiffe_id: str) -> None:
+    about = {"url": url, "pid": os.getpid(), "spiffe_id": spiffe_id}
+    write_private(state / "ready.json", encode(about), mode=0o644)
+
+
+async def _until_told(settings: RelaySettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    serving = asyncio.create_task(run(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgewise.roles.relay",
+        description="Serve a region: cache, gather reports, renew certificates.",
+    )
+    parser.add_argument("--state", type=Path, required=True, help="directory of this relay")
+    parser.add_argument("--listen", default="", metavar="HOST:PORT", help="default: as in --url")
+    parser.add_argument(
+        "--hub", action="append", default=[], metavar="URL", help="where the hub is reached"
+    )
+    parser.add_argument("--cache", default="20Gi", metavar="SIZE", help="most bytes to cache")
+    parser.add_argument("--hold", default=60.0, type=float, metavar="SECONDS")
+    parser.add_argument("--join", default="", metavar="TOKEN", help="join with this token, and end")
+    parser.add_argument("--name", default="", help="with --join: this relay's name")
+    parser.add_argument(
+        "--url", action="append", default=[], help="with --join: https://host:port for nodes"
+    )
+    return parser
+
+
+def main(given: list[str] | None = None) -> int:
+    """Returns the exit code; docs/errors.md lists them."""
+    chosen = arguments().parse_args(given)
+    try:
+        settings = RelaySettings(
+            chosen.state,
+            chosen.listen,
+            tuple(chosen.hub),
+            parse_bytes(chosen.cache),
+            timedelta(seconds=chosen.hold),
+        )
+        if chosen.join:
+            card = uvloop.run(join_hub(settings, chosen.join, chosen.name, tuple(chosen.url)))
+            print(f"joined as {card.spiffe_id}")
+        else:
+            uvloop.run(_until_told(settings))
+    except EdgewiseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -73,11 +73,11 @@ def learn(known: Known, news: RelayNews) -> tuple[Known, Learnt]:
             continue
         nodes[name], records[name], taken[name] = record, signed, signed
     gone = (known.gone - frozenset(taken)) | frozenset(news.gone)
-    cursor = max(known.cursor, news.cursor)
+    # The hub's word as it is: one that was restored from a backup counts from further back.
     after = replace(
-        known, channels=channels, records=records, nodes=nodes, gone=gone, cursor=cursor
+        known, channels=channels, records=records, nodes=nodes, gone=gone, cursor=news.cursor
     )
-    return after, Learnt(tuple(fresh), taken, gone, cursor)
+    return after, Learnt(tuple(fresh), taken, gone, news.cursor)
 
 
 def restored(

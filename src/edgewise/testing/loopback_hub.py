@@ -206,6 +206,9 @@ class LoopbackHub:
     async def _sign(self, payload: bytes) -> Signed:
         return Signed("node-record/1", payload, "k", b"s")
 
+    def _verify(self, key: bytes, signed: Signed) -> bool:
+        return signed.signature == key
+
     def _groups(self, objects: FileObjects, content: Path, chance: SeededChance) -> Groups:
         side = Fleetside(
             "acme",
@@ -213,7 +216,7 @@ class LoopbackHub:
             self.records,
             self.board,
             self.rollouts,
-            lambda key, signed: signed.signature == key,
+            self._verify,
             lambda subject, what: None,
         )
         hold = timedelta(seconds=1)

@@ -259,6 +259,7 @@ async def test_a_relay_cannot_forge_a_success_nor_speak_for_another_region(world
     )
     answer = await world.relays.report(relay_call(RelayReport(reports)))
     assert answer.receipts == {}
+    assert answer.refused == {"kiosk": (1,), "till": (1,)}
     assert "till" not in world.seen
     assert world.suspicions
     assert world.receipts == []

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from edgewise.backends.sqlite.database import Database
+from edgewise.identity.ports import Lineages
+from edgewise.identity.rotation import Lineage
 from edgewise.model.errors import NeedsPerson
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode, encode
@@ -130,6 +132,26 @@ class SqliteRelayMemory:
 
         return await self._database.run(read)
 
+    async def lineage(self, name: str) -> Lineage:
+        """See ``identity.ports.Lineages``."""
+
+        def read(connection: sqlite3.Connection) -> Lineage:
+            row = connection.execute("SELECT body FROM lineages WHERE node = ?", (name,)).fetchone()
+            return decode(row["body"], Lineage, what="kept lineage") if row else Lineage()
+
+        return await self._database.run(read)
+
+    async def keep_lineage(self, name: str, lineage: Lineage) -> None:
+        """See ``identity.ports.Lineages``."""
+        body = encode(lineage)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO lineages (node, body) VALUES (?, ?)", (name, body)
+            )
+
+        await self._database.run(write)
+
 
 def open_relay_database(path: Path) -> Database:
     """The relay's file. Raises NeedsPerson when another process has it."""
@@ -140,5 +162,5 @@ def _signed(body: bytes) -> Signed:
     return decode(body, Signed, what="kept document")
 
 
-def _meets_its_port(memory: SqliteRelayMemory) -> RelayMemory:
-    return memory
+def _meets_its_port(memory: SqliteRelayMemory) -> tuple[RelayMemory, Lineages]:
+    return memory, memory

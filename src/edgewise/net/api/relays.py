@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from datetime import UTC
 
+import msgspec
+
 from edgewise.identity.ports import Enrolled
 from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.net.api.sync import Fleetside, admit, read_receipt
 from edgewise.net.routes import Call, Route
 from edgewise.net.waiters import Standing, Waiters
 from edgewise.protocol import limits
+from edgewise.protocol.channel import Signed
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import (
     NodeReport,
@@ -93,35 +96,56 @@ class RelaySide:
         return RelayNews(metadata, channels, records, cursor, gone, self._waiters.hold_s)
 
     async def report(self, call: Call[RelayReport]) -> RelayAcknowledged:
-        """Reports of a relay's nodes. What cannot be believed is left out and audited."""
+        """Reports of a relay's nodes. What cannot be believed is refused by name and audited,
+        so that the relay does not bring it again and again."""
         relay = admit(self._side, call.peer.required(), "relay")
         now = self._clock.now()
         kept: list[Receipt] = []
         stored: dict[str, int] = {}
+        refused: dict[str, tuple[int, ...]] = {}
         for report in call.body.reports:
             enrolled = self._side.roster.get(report.node)
-            if enrolled is None or enrolled.region != relay.region or enrolled.quarantined:
-                continue  # the relay learns of it as ``gone``
+            if enrolled is None or enrolled.region != relay.region:
+                refused[report.node] = tuple(map(_sequence, report.receipts))
+                continue
+            if enrolled.quarantined:
+                continue  # its receipts wait at the relay until a person has decided
             # A relay's clock may be ahead; a time without a zone is meant as UTC.
             heard = report.heard if report.heard.tzinfo else report.heard.replace(tzinfo=UTC)
             heard = min(now, heard)
             said = {report.node: (heard, report.observation)}
             self._side.evidence.observe(said, via=relay.name)
-            for receipt in self._believed(relay, enrolled, report):
-                kept.append(receipt)
-                sequence = receipt.sequence
-                stored[report.node] = max(sequence, stored.get(report.node, 0))
+            believed, doubted = self._sorted(relay, enrolled, report)
+            kept.extend(believed)
+            if believed:
+                stored[report.node] = max(receipt.sequence for receipt in believed)
+            if doubted:
+                refused[report.node] = doubted
         if kept:
             await self._side.evidence.receive(kept)
-        return RelayAcknowledged(stored)
+        return RelayAcknowledged(stored, {node: which for node, which in refused.items() if which})
 
-    def _believed(self, relay: Enrolled, enrolled: Enrolled, report: NodeReport) -> list[Receipt]:
-        believed = []
+    def _sorted(
+        self, relay: Enrolled, enrolled: Enrolled, report: NodeReport
+    ) -> tuple[list[Receipt], tuple[int, ...]]:
+        """The receipts that this node signed, and the numbers of the others."""
+        believed, doubted = [], []
         for signed in report.receipts:
             try:
-                receipt = read_receipt(enrolled, signed, self._side.verify)
+                believed.append(read_receipt(enrolled, signed, self._side.verify))
             except Untrusted as error:
                 self._side.suspect(relay.name, str(error))
-                continue
-            believed.append(receipt)
-        return believed
+                doubted.append(_sequence(signed))
+        return believed, tuple(doubted)
+
+
+class _Numbered(msgspec.Struct):
+    sequence: int = 0
+
+
+def _sequence(signed: Signed) -> int:
+    """The number that an unbelieved receipt claims; 0 where it has none."""
+    try:
+        return msgspec.json.decode(signed.payload, type=_Numbered).sequence
+    except (msgspec.DecodeError, RecursionError):
+        return 0

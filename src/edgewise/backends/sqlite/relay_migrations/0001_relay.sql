@@ -20,3 +20,6 @@ CREATE TABLE channels (fleet TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE records (node TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE gone (node TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE cursor (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
+
+-- Certificates issued to each node by this relay: two users of one key show here.
+CREATE TABLE lineages (node TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
