@@ -1,7 +1,7 @@
 """The relay: what it is made of.
 
-``python -m edgewise.roles.relay --state DIR --join TOKEN --name NAME --url URL`` once, then
-``python -m edgewise.roles.relay --state DIR``.
+``python -m edgewise.roles.relay --state DIR --join TOKEN --name NAME --url URL`` the first
+time, ``python -m edgewise.roles.relay --state DIR`` from then on.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,8 +100,7 @@ async def join_hub(
 
     Raises BadUsage for a damaged token or URL, TryLater, Untrusted, or what the hub says.
     """
-    if not urls:
-        raise BadUsage("a relay needs to know where nodes reach it", hint="add --url https://...")
+    urls = urls or (_own_url(settings.listen),)
     for url in urls:
         _address(url)
     clock = SystemClock()
@@ -201,6 +201,9 @@ def _assemble(
         lambda: _until(enroller),
     )
     host, port = _address(f"https://{settings.listen}" if settings.listen else place.urls[0])
+    if port == 0:
+        # Any port would do, but nodes have been told one.
+        _, port = _address(place.urls[0])
     return _Parts(
         identity,
         card,
@@ -260,14 +263,29 @@ def _until(enroller: RegionalEnroller) -> datetime | None:
 
 def _address(url: str) -> tuple[str, int]:
     """Host and port of ``https://host:port``. Raises BadUsage for anything else."""
+    parts = urlsplit(url)
     try:
-        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
     if parts.scheme != "https" or not host or port is None or parts.path.strip("/"):
-        raise BadUsage(f"{url!r} is not like https://host:port")
+        raise BadUsage(f"{url!r} is not like https://host:port", hint="name host and port")
     return host, port
+
+
+def _own_url(listen: str) -> str:
+    """Where nodes reach a relay that was only told where to listen."""
+    host, port = _address(f"https://{listen}")
+    if host in ("0.0.0.0", "::"):
+        raise BadUsage(
+            f"{listen} does not say where nodes reach this relay", hint="add --url https://..."
+        )
+    return f"https://{host}:{port or _free_port(host)}"
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _say_ready(state: Path, url: str, spiffe_id: str) -> None:
@@ -300,7 +318,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", default="20Gi", metavar="SIZE", help="most bytes to cache")
     parser.add_argument("--hold", default=60.0, type=float, metavar="SECONDS")
-    parser.add_argument("--join", default="", metavar="TOKEN", help="join with this token, and end")
+    parser.add_argument("--join", default="", metavar="TOKEN", help="join first, unless it has")
+    parser.add_argument("--join-only", action="store_true", help="with --join: do not serve yet")
     parser.add_argument("--name", default="", help="with --join: this relay's name")
     parser.add_argument(
         "--url", action="append", default=[], help="with --join: https://host:port for nodes"
@@ -319,10 +338,10 @@ def main(given: list[str] | None = None) -> int:
             parse_bytes(chosen.cache),
             timedelta(seconds=chosen.hold),
         )
-        if chosen.join:
+        if chosen.join and not MachineIdentity(settings.state / "identity").credentials.exist:
             card = uvloop.run(join_hub(settings, chosen.join, chosen.name, tuple(chosen.url)))
-            print(f"joined as {card.spiffe_id}")
-        else:
+            print(f"joined as {card.spiffe_id}", flush=True)
+        if not chosen.join_only:
             uvloop.run(_until_told(settings))
     except EdgewiseError as error:
         print(f"error: {error}", file=sys.stderr)
