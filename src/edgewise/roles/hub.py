@@ -1,1 +1,172 @@
-"""The hub: what it is made of."""
+"""The hub: how it starts, what goes on by itself, how it stops."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+import msgspec
+import uvloop
+
+from edgewise.backends.sqlite.database import Database
+from edgewise.model.errors import EdgewiseError
+from edgewise.model.quantity import parse_duration
+from edgewise.net.api.journal import Journal
+from edgewise.net.server import Server
+from edgewise.net.waiters import Waiters
+from edgewise.roles.fleet_source import FleetSource
+from edgewise.roles.hub_parts import HubSettings, Upkeep, assemble
+from edgewise.rollout.on_hub import Rollouts
+from edgewise.runtime.chance import SystemChance
+from edgewise.runtime.clock import SystemClock
+from edgewise.runtime.credentials import write_private
+from edgewise.runtime.log import Log, StreamLog
+
+
+@dataclass(slots=True)
+class Hub:
+    """A hub that is open. Make it with ``open_hub``."""
+
+    settings: HubSettings
+    url: str
+    database: Database
+    server: Server
+    rollouts: Rollouts
+    source: FleetSource
+    waiters: tuple[Waiters, Waiters]
+    upkeep: Upkeep
+    suspicions: asyncio.Queue[tuple[str, str]]
+    journal: Journal
+    log: Log
+    _closed: bool = field(default=False, init=False)
+
+    async def run(self) -> None:
+        """Everything that goes on by itself, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.rollouts.run())
+            tasks.create_task(self.source.run())
+            tasks.create_task(self.upkeep.run())
+            tasks.create_task(self._note_suspicions())
+            for waiters in self.waiters:
+                tasks.create_task(waiters.run())
+
+    async def _note_suspicions(self) -> None:
+        while True:
+            subject, what = await self.suspicions.get()
+            await self.journal.note_once("hub", "suspicion", subject, what)
+
+    async def close(self) -> None:
+        """Answer nobody any more and let go of the data directory."""
+        if not self._closed:
+            self._closed = True
+            await self.server.close()
+            await self.rollouts.flush()
+            self.database.close()
+
+
+
+async def open_hub(settings: HubSettings, *, log: Log | None = None) -> Hub:
+    """Open the data directory, make what is missing, listen.
+
+    Raises NeedsPerson when another hub has the directory, BadUsage for an address that
+    cannot be listened on.
+    """
+    clock = SystemClock()
+    log = log or StreamLog(clock, "hub", as_json=settings.log_json)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = Database.open(settings.data / "hub.db")
+    try:
+        parts = await assemble(settings, clock, SystemChance(), log, database)
+        await parts.server.start(parts.listen)
+    except BaseException:
+        database.close()
+        raise
+    return Hub(
+        settings,
+        parts.url,
+        database,
+        parts.server,
+        parts.rollouts,
+        parts.source,
+        parts.waiters,
+        parts.upkeep,
+        parts.suspicions,
+        parts.journal,
+        log,
+    )
+
+
+async def run(settings: HubSettings, ready: Callable[[Hub], None] | None = None) -> None:
+    """A hub until SIGTERM or SIGINT. ``ready`` is called once it serves.
+
+    ``ready.json`` in the data directory says where, while it runs.
+    """
+    hub = await open_hub(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, stop.set)
+    file = settings.data / "ready.json"
+    try:
+        work = asyncio.create_task(hub.run())
+        said = {"url": hub.url, "pid": os.getpid(), "spiffe_id": hub.upkeep.identity}
+        write_private(file, msgspec.json.encode(said), mode=0o644)
+        hub.log.event("serving", url=hub.url, data=str(settings.data))
+        if ready is not None:
+            ready(hub)
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if work.done():
+            work.result()
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+    finally:
+        file.unlink(missing_ok=True)
+        await hub.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m edgewise.roles.hub``: what `edgewise up` runs."""
+    parser = argparse.ArgumentParser(prog="edgewise.roles.hub", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--listen", default="127.0.0.1:8443")
+    parser.add_argument("--org", default="edgewise")
+    parser.add_argument("--url", action="append", default=[])
+    parser.add_argument("--branch", default="main")
+    parser.add_argument("--git-url", default="")
+    parser.add_argument("--trust", choices=("hub", "builder"), default="hub")
+    parser.add_argument("--hold", default="60s")
+    parser.add_argument("--log-json", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        settings = HubSettings(
+            data=given.data,
+            organisation=given.org,
+            listen=given.listen,
+            urls=tuple(given.url),
+            branch=given.branch,
+            git_url=given.git_url,
+            trust=cast(Literal["hub", "builder"], given.trust),
+            hold=parse_duration(given.hold),
+            log_json=given.log_json,
+        )
+        uvloop.run(run(settings))
+    except EdgewiseError as error:
+        hint = f" Next: {error.hint}." if error.hint else ""
+        print(f"edgewise: {error}.{hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -121,6 +121,10 @@ class Records:
         records = {kept.name: kept.signed for kept in chosen if kept.signed is not None}
         return records, tuple(k.name for k in chosen if k.signed is None), end
 
+    def sealed_objects(self) -> frozenset[str]:
+        """Digests of every secret that is sealed to a node now."""
+        return frozenset(d for r in self._records.values() for d in r.sealed.values())
+
     def _remember(self, kept: KeptRecord, record: NodeRecord | None) -> None:
         self._kept[kept.name] = kept
         self._change = max(self._change, kept.change)

@@ -1,0 +1,325 @@
+"""From what git says to what the fleets run: the hub's main line, in order.
+
+A look at git (and at who has joined) gives a compile; the compile is published, proposed to
+the rollout engine, and every node's record follows. Each step is idempotent, so a hub that
+is killed anywhere repeats the look and ends in the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from edgewise.backends.git.follow import GitWatch
+from edgewise.backends.git.repository import GitRepository
+from edgewise.backends.pki.sealing import WorkspaceKey
+from edgewise.delivery.on_hub import Publisher
+from edgewise.identity.ports import Enrolled, Enrolments
+from edgewise.model.errors import EdgewiseError, TryLater
+from edgewise.model.names import Digest
+from edgewise.net.api.journal import Journal
+from edgewise.net.api.ports import Source
+from edgewise.net.api.records import Records, Wanted
+from edgewise.net.api.relays import RelaySide
+from edgewise.net.git_http import Push
+from edgewise.net.waiters import Waiters
+from edgewise.protocol import limits
+from edgewise.protocol.api import Plan, PlanRequest, SourceStatus
+from edgewise.protocol.codec import decode
+from edgewise.protocol.content import Part, Release, SealedSecret
+from edgewise.rollout.fleet import MemberPlan, Proposal, group_of
+from edgewise.rollout.on_hub import Rollouts
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Log
+from edgewise.sync import remarks
+from edgewise.sync.on_hub import Held, Rejected, SourceFollower
+from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, JoinedNode
+
+SETTLE: Final = timedelta(milliseconds=20)
+"""Machines that join together are one look."""
+RETRY: Final = timedelta(seconds=5)
+
+
+class PeopleAndMachines:
+    """Who has joined, in memory: asked at every poll."""
+
+    def __init__(self, store: Enrolments) -> None:
+        self._store = store
+        self._known: dict[str, Enrolled] = {}
+
+    async def load(self) -> None:
+        """Read all again; call it after anything changed."""
+        self._known = {one.name: one for one in await self._store.all()}
+
+    def get(self, name: str) -> Enrolled | None:
+        """One machine."""
+        return self._known.get(name)
+
+    def all(self) -> tuple[Enrolled, ...]:
+        """All, by name."""
+        return tuple(self._known[name] for name in sorted(self._known))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the main line works with."""
+
+    roster: PeopleAndMachines
+    publisher: Publisher
+    rollouts: Rollouts
+    records: Records
+    follower: SourceFollower
+    watch: GitWatch
+    repository: GitRepository
+    secrets: WorkspaceKey
+    journal: Journal
+    clock: Clock
+    log: Log
+
+
+class FleetSource:
+    """``run`` beside the server. Also the API's view of the repo."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._due = asyncio.Event()
+        self._looked = asyncio.Condition()
+        self._looks = 0
+        self._nodes: Waiters | None = None
+        self._relays: RelaySide | None = None
+        self._known_fleets: set[str] = set()
+
+    def connect(self, nodes: Waiters, relays: RelaySide) -> None:
+        """Who is woken when a record changes."""
+        self._nodes, self._relays = nodes, relays
+
+    async def run(self) -> None:
+        """Look whenever there may be something new, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_git())
+            tasks.create_task(self._look_for_ever())
+
+    async def _follow_git(self) -> None:
+        async for _ in self._parts.watch.changes():
+            self._due.set()
+
+    async def _look_for_ever(self) -> None:
+        self._due.set()
+        while True:
+            await self._due.wait()
+            await self._parts.clock.sleep(SETTLE)
+            self._due.clear()
+            try:
+                await self._look()
+            except TryLater as error:
+                self._parts.log.event("look again", "warning", because=str(error), hint=error.hint)
+                await self._parts.clock.sleep(RETRY)
+                self._due.set()
+            except EdgewiseError as error:
+                self._parts.log.event("look failed", "error", because=str(error), hint=error.hint)
+            async with self._looked:
+                self._looks += 1
+                self._looked.notify_all()
+
+    async def _look(self) -> None:
+        parts = self._parts
+        await parts.roster.load()
+        outcome = await parts.follower.look()
+        match outcome:
+            case Compiled():
+                await parts.repository.accept(outcome.revision.rpartition(":")[2])
+                parts.log.decision("compiled", because=outcome.revision)
+                await self._apply(outcome)
+            case Held(compiled, still):
+                for change in parts.follower.held:
+                    await parts.rollouts.hold_change(change)
+                parts.log.decision("held", because=compiled.held, revision=compiled.revision)
+                await self._apply(still)
+            case Rejected(revision, problems, still):
+                first = str(problems[0]) if problems else ""
+                parts.log.decision("commit rejected", because=first, revision=revision)
+                await self._apply(still)
+            case _:
+                await self._records(parts.follower.good)
+
+    async def _apply(self, compiled: Compiled | None) -> None:
+        if compiled is None:
+            await self._records(None)
+            return
+        parts = self._parts
+        await parts.publisher.publish_releases(
+            {fleet.release: fleet.documents for fleet in compiled.fleets.values()}
+        )
+        for fleet in compiled.fleets.values():
+            decision = await parts.rollouts.propose(_proposal(fleet, compiled), actor="git")
+            parts.log.decision(
+                "proposed", because=decision.reason, fleet=fleet.name, way=decision.way
+            )
+        gone = {one.name for one in parts.rollouts.fleets()} - set(compiled.fleets)
+        for name in sorted(gone - self._known_fleets):
+            await parts.rollouts.retire(name, actor="git")
+        self._known_fleets = gone
+        await self._records(compiled)
+
+    async def _records(self, compiled: Compiled | None) -> None:
+        """Every machine's record says where it belongs; those whose record is new are woken."""
+        parts = self._parts
+        sealed = await self._sealed(compiled) if compiled is not None else {}
+        wanted: dict[str, Wanted] = {}
+        for enrolled in parts.roster.all():
+            if enrolled.role != "node":
+                continue
+            place = parts.rollouts.placement(enrolled.name)
+            fleet = compiled.fleets.get(place.fleet) if compiled and place else None
+            member = fleet.members.get(enrolled.name) if fleet else None
+            wanted[enrolled.name] = Wanted(
+                enrolled.region,
+                place.fleet if place else "",
+                place.index if place else 0,
+                member.labels if member else enrolled.labels,
+                sealed.get(enrolled.name, {}),
+            )
+        new = await parts.records.put(wanted)
+        if not new:
+            return
+        if self._nodes is not None:
+            for name in new:
+                self._nodes.wake(name)
+        if self._relays is not None:
+            self._relays.wake()
+
+    async def _sealed(self, compiled: Compiled) -> dict[str, dict[str, str]]:
+        """Node to its secrets: source digest to the object that only this node can open."""
+        parts = self._parts
+        found: dict[str, dict[str, str]] = {}
+        if not compiled.secrets:
+            return found
+        for fleet in compiled.fleets.values():
+            for node, sources in _secrets_of(fleet).items():
+                enrolled = parts.roster.get(node)
+                if enrolled is None or not enrolled.age_recipient:
+                    continue
+                record = parts.records.get(node)
+                before = record[0].sealed if record else {}
+                mine = found.setdefault(node, {})
+                for source in sources:
+                    if source in before:
+                        mine[source] = before[source]
+                        continue
+                    document = compiled.secrets[source]
+                    data = parts.secrets.reseal(document, enrolled.age_recipient)
+                    digest = Digest.of(data).sha256
+                    await parts.publisher.put_objects({digest: data})
+                    mine[source] = digest
+        return found
+
+    # What the API asks.
+
+    def status(self) -> SourceStatus:
+        """Where the repo stands."""
+        return self._parts.follower.status()
+
+    def wake(self) -> None:
+        """Look at git now."""
+        self._parts.watch.poke()
+
+    async def commit(self, revision: str) -> CommitSeen:
+        """What became of a commit. Raises NotFound."""
+        return await self._parts.follower.commit(revision)
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """What a commit would do. Raises NotFound."""
+        return await self._parts.follower.plan(request)
+
+    async def approve(self, identifier: str, *, actor: str, reason: str) -> None:
+        """Let a held change go on. Raises NotFound."""
+        outcome = await self._parts.follower.approve(identifier)
+        await self._parts.rollouts.release_change(identifier)
+        self._parts.log.decision("approved", because=reason or actor, change=identifier)
+        if isinstance(outcome, Compiled):
+            await self._apply(outcome)
+
+    async def changed(self, name: str) -> None:
+        """A machine joined, was forgotten or quarantined: its record and fleet follow."""
+        await self._parts.roster.load()
+        if self._parts.roster.get(name) is None:
+            await self._parts.records.forget(name)
+        if self._nodes is not None:
+            self._nodes.wake(name)
+        self._due.set()
+
+    async def pushed(self, push: Push) -> tuple[str, ...]:
+        """After a push: look now, and say to the pusher what came of it."""
+        parts = self._parts
+        await parts.journal.note(push.user, "git.push", ", ".join(push.moved))
+        if parts.repository.ref not in push.moved:
+            return (f"edgewise follows {parts.repository.branch}; this push changes nothing",)
+        seen = self._looks
+        parts.watch.poke()
+        self._due.set()
+        async with self._looked:
+            await self._looked.wait_for(lambda: self._looks > seen)
+        good, status = parts.follower.good, parts.follower.status()
+        if status.problems:
+            return remarks.mistaken(status.revision, status.problems)
+        if good is not None and good.revision == status.revision:
+            return remarks.accepted(good)
+        return tuple(f"{line.reason}: {line.message}" for line in status.conditions)
+
+
+async def inputs_of(publisher: Publisher, roster: PeopleAndMachines, trust: str) -> Inputs:
+    """What a compile depends on besides the commit."""
+    joined = tuple(
+        JoinedNode(one.name, one.labels, one.platform)
+        for one in roster.all()
+        if one.role == "node" and not one.quarantined
+    )
+    return Inputs(dict(publisher.artifacts()), joined)
+
+
+def _proposal(fleet: CompiledFleet, compiled: Compiled) -> Proposal:
+    members = {
+        name: MemberPlan(
+            member.selection,
+            fleet.stages[name],
+            group_of(name, member.labels, fleet.rules),
+            member.held,
+        )
+        for name, member in fleet.members.items()
+    }
+    return Proposal(
+        fleet.name, fleet.release, compiled.revision, fleet.rules, members, fleet.suspended
+    )
+
+
+def _secrets_of(fleet: CompiledFleet) -> dict[str, set[str]]:
+    """Node to the source digests of the secrets that its parts name."""
+    release = decode(
+        fleet.documents[fleet.release], Release, what="release", at_most=limits.RELEASE
+    )
+    refs = [ref for ref in release.parts if ref.kind == "secret"]
+    sources: dict[str, str] = {}
+    found: dict[str, set[str]] = {}
+    for ref in refs:
+        for name, member in fleet.members.items():
+            digest = ref.choose(name, member.labels)
+            if not digest:
+                continue
+            if digest not in sources:
+                part = decode(
+                    fleet.documents[digest], Part, what="secret part", at_most=limits.PART  # type: ignore[arg-type]
+                )
+                sources[digest] = part.source if isinstance(part, SealedSecret) else ""
+            if sources[digest]:
+                found.setdefault(name, set()).add(sources[digest])
+    return found
+
+
+def _meets_its_port(source: FleetSource) -> Source:
+    return source
+
+
+

@@ -1,0 +1,378 @@
+"""What a hub is made of, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from edgewise import __version__
+from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.git.follow import GitWatch, Rhythm
+from edgewise.backends.git.repository import GitRepository, Origin
+from edgewise.backends.git.signatures import CommitSignatures
+from edgewise.backends.pki.authority import Authority
+from edgewise.backends.pki.certificates import Hosts
+from edgewise.backends.pki.sealing import WorkspaceKey
+from edgewise.backends.sqlite.database import Database
+from edgewise.backends.sqlite.enrolments import SqliteEnrolments
+from edgewise.backends.sqlite.hub import SqliteHub
+from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
+from edgewise.backends.sqlite.source import SqliteCommits
+from edgewise.backends.tuf.repository import FileKeys, FileMetadata
+from edgewise.delivery.on_hub import Publisher
+from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
+from edgewise.identity.rotation import Validity, renew_at
+from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
+from edgewise.net.api.commits import CommitRoutes, Hooks
+from edgewise.net.api.everything import Groups, hub_routes
+from edgewise.net.api.fleet import FleetRoutes, View
+from edgewise.net.api.joining import JoinRoutes
+from edgewise.net.api.journal import Journal
+from edgewise.net.api.records import Records
+from edgewise.net.api.relays import RelaySide
+from edgewise.net.api.rollouts import RolloutRoutes
+from edgewise.net.api.supply import SupplyRoutes
+from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.gates import ExecAndHttpGates
+from edgewise.net.git_http import GitHttp
+from edgewise.net.published import Board
+from edgewise.net.server import Listen, Mount, Server
+from edgewise.net.tls import reload, server_context
+from edgewise.net.waiters import Waiters
+from edgewise.protocol import limits
+from edgewise.protocol.channel import NodeRecord, Signed
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.operator import OperatorContext
+from edgewise.roles.fleet_source import FleetSource, Parts, PeopleAndMachines, inputs_of
+from edgewise.rollout.on_hub import Outside, Rollouts
+from edgewise.rollout.ports import Notice
+from edgewise.runtime.chance import Chance
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.credentials import CredentialFiles, write_private
+from edgewise.runtime.log import Log
+from edgewise.sync.on_hub import SourceFollower, Sources
+
+UPKEEP: Final = timedelta(hours=1)
+"""How often signatures and certificates are looked at; both live for days."""
+UNUSED_FOR: Final = timedelta(days=7)
+"""Objects that nothing published names are removed after this time."""
+SUSPICIONS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class HubSettings:
+    """`edgewise up`: everything has a default that is safe on a laptop."""
+
+    data: Path
+    """Directory of everything the hub keeps; one hub at a time."""
+    organisation: str = "edgewise"
+    """Part of every identity (``spiffe://hub.<organisation>/hub``); fixed at the first start."""
+    listen: str = "127.0.0.1:8443"
+    """``HOST:PORT``; port 0 lets the system choose."""
+    urls: tuple[str, ...] = ()
+    """Where nodes and people reach it; default: the address it listens on."""
+    branch: str = "main"
+    git_url: str = ""
+    """Repository to follow; empty: the hub's own, by `git push`."""
+    poll: timedelta = timedelta(minutes=1)
+    trust: Literal["hub", "builder"] = "hub"
+    hold: timedelta = timedelta(seconds=60)
+    """How long polls are held: the heartbeat of nodes that have nothing to say."""
+    webhook_secret: Path | None = None
+    """File with the secret of webhooks; none: webhooks are off."""
+    log_json: bool = False
+
+
+@dataclass(slots=True)
+class Upkeep:
+    """What has to be done again before it runs out."""
+
+    publisher: Publisher
+    objects: FileObjects
+    records: Records
+    authority: Authority
+    credentials: CredentialFiles
+    hosts: Hosts
+    tls: ssl.SSLContext
+    validity: Validity
+    clock: Clock
+    chance: Chance
+    log: Log
+
+    async def run(self) -> None:
+        """Once an hour, until cancelled. A failure is logged and tried again next time."""
+        while True:
+            await self.clock.sleep(UPKEEP)
+            try:
+                await self.once()
+            except EdgewiseError as error:
+                self.log.event("upkeep failed", "error", because=str(error), hint=error.hint)
+
+    async def once(self) -> None:
+        """Sign metadata again, renew our own certificate, remove what nothing names."""
+        for name in await self.publisher.refresh():
+            self.log.decision("signed again", because="its life is partly used up", file=name)
+        self.renew_certificate()
+        keep = await self.publisher.reachable() | self.records.sealed_objects()
+        before = (self.clock.now() - UNUSED_FOR).timestamp()
+        await self.objects.collect(keep, unused_since=before)
+
+    def renew_certificate(self) -> None:
+        """Make the hub's certificate anew once half of its life is over."""
+        if self.clock.now() < renew_at(self.validity, self.chance.fraction()):
+            return
+        issued = self.authority.issue_hub(self.credentials, self.hosts)
+        self.validity = Validity(issued.not_before, issued.not_after)
+        reload(self.tls, self.credentials)
+
+    @property
+    def identity(self) -> str:
+        """The hub's SPIFFE ID."""
+        return str(self.authority.organisation.hub)
+
+
+class Notices:
+    """Takes the rollout engine's notices to the audit log."""
+
+    def __init__(self, journal: Journal, log: Log) -> None:
+        self._journal = journal
+        self._log = log
+
+    async def notify(self, notice: Notice) -> None:
+        """One line each; a repeat after a crash is a second line, which harms nobody."""
+        self._log.decision(notice.event, because=notice.text, rollout=notice.rollout)
+        await self._journal.note("hub", notice.event, notice.rollout, notice.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A hub's parts, not yet listening."""
+
+    url: str
+    listen: Listen
+    server: Server
+    rollouts: Rollouts
+    source: FleetSource
+    waiters: tuple[Waiters, Waiters]
+    upkeep: Upkeep
+    suspicions: asyncio.Queue[tuple[str, str]]
+    journal: Journal
+
+
+@dataclass(slots=True)
+class Stores:
+    """What is kept on disk, opened."""
+
+    objects: FileObjects
+    publisher: Publisher
+    journal: Journal
+    rollouts: SqliteRollouts
+    records: Records
+    enrolments: SqliteEnrolments
+    repository: GitRepository
+    commits: SqliteCommits
+
+
+async def assemble(
+    settings: HubSettings, clock: Clock, chance: Chance, log: Log, database: Database
+) -> Assembled:
+    """Open everything below the data directory and connect it."""
+    host, port = _address(settings.listen)
+    urls = settings.urls or (f"https://{host}:{port}",)
+    stores = await _open_stores(settings, clock, database)
+    publisher, records, journal = stores.publisher, stores.records, stores.journal
+    board = Board(publisher, log)
+    outside = Outside(
+        stores.rollouts,
+        SqliteNodeStates(database),
+        board,
+        ExecAndHttpGates(),
+        Notices(journal, log),
+    )
+    rollouts = Rollouts(outside, clock, chance, log)
+    await rollouts.start()
+    roster = PeopleAndMachines(stores.enrolments)
+    await roster.load()
+    authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
+    upkeep, tls = _upkeep(settings, authority, stores, (clock, chance, log), (host, *urls))
+    secrets = WorkspaceKey.open_or_create(settings.data / "keys" / "workspace.age")
+    _operator(settings, authority, urls[0], secrets)
+    repository = stores.repository
+    source = FleetSource(
+        Parts(
+            roster,
+            publisher,
+            rollouts,
+            records,
+            SourceFollower(
+                Sources(
+                    repository,
+                    lambda: inputs_of(publisher, roster),
+                    stores.commits,
+                    CommitSignatures(repository),
+                ),
+                clock,
+            ),
+            GitWatch(repository, clock, chance, log, rhythm=Rhythm(poll=settings.poll)),
+            repository,
+            secrets,
+            journal,
+            clock,
+            log,
+        )
+    )
+    waiters = Waiters(clock, chance, settings.hold), Waiters(clock, chance, settings.hold)
+    suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
+
+    def suspect(subject: str, what: str) -> None:
+        if not suspicions.full():  # the first thousand say it all
+            suspicions.put_nowait((subject, what))
+
+    side = Fleetside(
+        settings.organisation, roster, records, board, rollouts, signature_holds, suspect
+    )
+    nodes, relays = NodeSync(side, waiters[0], clock), RelaySide(side, waiters[1], clock)
+    board.connect(nodes, relays)
+    source.connect(waiters[0], relays)
+    place = HubPlace(
+        authority.organisation, urls, authority.root_sha256, lambda: publisher.first_root
+    )
+    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log)
+    view = View(
+        settings.organisation, __version__, settings.trust, roster, rollouts, stores.rollouts,
+        records, source, journal, clock,
+    )  # fmt: skip
+    groups = Groups(
+        nodes,
+        relays,
+        FleetRoutes(view, stores.enrolments, source.changed),
+        RolloutRoutes(rollouts, source, journal, clock),
+        CommitRoutes(source, rollouts, stores.rollouts, roster, _hooks(settings), log),
+        SupplyRoutes(publisher, stores.objects, settings.data / "content", journal),
+        JoinRoutes(enroller, source.changed, journal),
+        journal,
+    )
+    git = GitHttp(repository.directory, _may_use_git, source.pushed)
+    server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
+    return Assembled(
+        urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
+        journal,
+    )  # fmt: skip
+
+
+async def _open_stores(settings: HubSettings, clock: Clock, database: Database) -> Stores:
+    data = settings.data
+    objects = FileObjects(data / "content")
+    publisher = await Publisher.open(
+        FileMetadata(data / "content" / "tuf"),
+        FileKeys(data / "keys"),
+        objects,
+        clock=clock,
+        mode=settings.trust,
+    )
+    store = SqliteHub(database)
+
+    async def sign(payload: bytes) -> Signed:
+        return publisher.sign_record(_record(payload))
+
+    records = Records(store, sign)
+    await records.load(_record)
+    repository = GitRepository(
+        data / "git" / "fleet.git", Origin(settings.branch, settings.git_url)
+    )
+    await repository.ensure()
+    return Stores(
+        objects,
+        publisher,
+        await Journal.open(store, clock),
+        SqliteRollouts(database),
+        records,
+        SqliteEnrolments(database),
+        repository,
+        SqliteCommits(database),
+    )
+
+
+def _record(payload: bytes) -> NodeRecord:
+    return decode(payload, NodeRecord, what="node record", at_most=limits.RECORD)
+
+
+def _upkeep(
+    settings: HubSettings,
+    authority: Authority,
+    stores: Stores,
+    outside: tuple[Clock, Chance, Log],
+    places: tuple[str, ...],
+) -> tuple[Upkeep, ssl.SSLContext]:
+    """The hub's certificate is made anew at every start: its hosts may have changed."""
+    clock, chance, log = outside
+    host, *urls = places
+    own = () if host in ("", "0.0.0.0", "::") else (host,)
+    named = Hosts.of_urls(urls)
+    hosts = Hosts.of(dict.fromkeys((*own, *named.names, *named.addresses, "localhost")))
+    credentials = CredentialFiles(settings.data / "pki" / "hub")
+    issued = authority.issue_hub(credentials, hosts)
+    tls = server_context(credentials)
+    validity = Validity(issued.not_before, issued.not_after)
+    upkeep = Upkeep(
+        stores.publisher, stores.objects, stores.records, authority, credentials, hosts, tls,
+        validity, clock, chance, log,
+    )  # fmt: skip
+    return upkeep, tls
+
+
+def _operator(
+    settings: HubSettings, authority: Authority, url: str, secrets: WorkspaceKey
+) -> None:
+    """The first person's certificate and the context file that the CLI reads."""
+    folder = settings.data / "operator"
+    credentials = CredentialFiles(folder)
+    authority.issue_operator("admin", credentials)
+    context = OperatorContext(
+        url=url,
+        organisation=settings.organisation,
+        user="admin",
+        certificate=credentials.chain.name,
+        key=credentials.key.name,
+        roots=credentials.roots.name,
+        data=str(settings.data.resolve()),
+        age_recipient=secrets.recipient,
+    )
+    write_private(folder / "context.json", encode(context))
+
+
+def _hooks(settings: HubSettings) -> Hooks:
+    if settings.webhook_secret is None:
+        return Hooks("", settings.branch)
+    try:
+        secret = settings.webhook_secret.read_text().strip()
+    except OSError as error:
+        raise BadUsage(
+            f"cannot read the webhook secret {settings.webhook_secret}: {error.strerror}"
+        ) from error
+    return Hooks(secret, settings.branch)
+
+
+async def _may_use_git(request: Any, writes: bool) -> str:
+    """People read and push; nobody else."""
+    peer = request["peer"]
+    if peer.role != "user":
+        raise Forbidden(f"{peer} may not use the fleet repo", hint="use an operator's certificate")
+    return str(peer)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadUsage(f"--listen {listen!r} is not HOST:PORT", hint="for example 127.0.0.1:8443")
+    host = host.strip("[]")
+    if int(port):
+        return host, int(port)
+    # Tokens carry the address, so it has to be known before anything is made with it.
+    with socket.create_server((host, 0)) as probe:
+        return host, int(probe.getsockname()[1])
