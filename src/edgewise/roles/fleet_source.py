@@ -8,7 +8,6 @@ is killed anywhere repeats the look and ends in the same place.
 from __future__ import annotations
 
 import asyncio
-
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -270,7 +269,7 @@ class FleetSource:
         return tuple(f"{line.reason}: {line.message}" for line in status.conditions)
 
 
-async def inputs_of(publisher: Publisher, roster: PeopleAndMachines, trust: str) -> Inputs:
+async def inputs_of(publisher: Publisher, roster: PeopleAndMachines) -> Inputs:
     """What a compile depends on besides the commit."""
     joined = tuple(
         JoinedNode(one.name, one.labels, one.platform)
@@ -309,9 +308,8 @@ def _secrets_of(fleet: CompiledFleet) -> dict[str, set[str]]:
             if not digest:
                 continue
             if digest not in sources:
-                part = decode(
-                    fleet.documents[digest], Part, what="secret part", at_most=limits.PART  # type: ignore[arg-type]
-                )
+                data = fleet.documents[digest]
+                part: Part = decode(data, Part, what="secret part", at_most=limits.PART)  # type: ignore[arg-type]
                 sources[digest] = part.source if isinstance(part, SealedSecret) else ""
             if sources[digest]:
                 found.setdefault(name, set()).add(sources[digest])
@@ -320,6 +318,3 @@ def _secrets_of(fleet: CompiledFleet) -> dict[str, set[str]]:
 
 def _meets_its_port(source: FleetSource) -> Source:
     return source
-
-
-

@@ -72,7 +72,6 @@ class Hub:
             self.database.close()
 
 
-
 async def open_hub(settings: HubSettings, *, log: Log | None = None) -> Hub:
     """Open the data directory, make what is missing, listen.
 

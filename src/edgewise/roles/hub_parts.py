@@ -170,6 +170,8 @@ class Stores:
 
     objects: FileObjects
     publisher: Publisher
+    first_root: bytes
+    """TUF root metadata, version 1: what nodes begin with and tokens pin."""
     journal: Journal
     rollouts: SqliteRollouts
     records: Records
@@ -239,9 +241,7 @@ async def assemble(
     nodes, relays = NodeSync(side, waiters[0], clock), RelaySide(side, waiters[1], clock)
     board.connect(nodes, relays)
     source.connect(waiters[0], relays)
-    place = HubPlace(
-        authority.organisation, urls, authority.root_sha256, lambda: publisher.first_root
-    )
+    place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
     enroller = Enroller(stores.enrolments, authority, place, clock, chance, log)
     view = View(
         settings.organisation, __version__, settings.trust, roster, rollouts, stores.rollouts,
@@ -268,8 +268,9 @@ async def assemble(
 async def _open_stores(settings: HubSettings, clock: Clock, database: Database) -> Stores:
     data = settings.data
     objects = FileObjects(data / "content")
+    metadata = FileMetadata(data / "content" / "tuf")
     publisher = await Publisher.open(
-        FileMetadata(data / "content" / "tuf"),
+        metadata,
         FileKeys(data / "keys"),
         objects,
         clock=clock,
@@ -289,6 +290,7 @@ async def _open_stores(settings: HubSettings, clock: Clock, database: Database) 
     return Stores(
         objects,
         publisher,
+        metadata.read("1.root.json") or publisher.root,
         await Journal.open(store, clock),
         SqliteRollouts(database),
         records,
@@ -326,9 +328,7 @@ def _upkeep(
     return upkeep, tls
 
 
-def _operator(
-    settings: HubSettings, authority: Authority, url: str, secrets: WorkspaceKey
-) -> None:
+def _operator(settings: HubSettings, authority: Authority, url: str, secrets: WorkspaceKey) -> None:
     """The first person's certificate and the context file that the CLI reads."""
     folder = settings.data / "operator"
     credentials = CredentialFiles(folder)

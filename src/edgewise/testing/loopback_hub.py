@@ -20,7 +20,6 @@ from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
-from edgewise.net.api.ports import CommitSeen
 from edgewise.net.api.records import Records
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
@@ -50,6 +49,7 @@ from edgewise.protocol.join import (
 )
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.runtime.clock import Clock
+from edgewise.sync.ports import CommitSeen
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.hub import MemoryHub
 from edgewise.testing.log import ListLog

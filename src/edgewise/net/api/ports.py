@@ -9,10 +9,11 @@ from typing import Protocol
 import msgspec
 
 from edgewise.identity.ports import Enrolled
-from edgewise.protocol.api import AuditLine, Plan, PlanRequest, SourceProblem, SourceStatus
+from edgewise.protocol.api import AuditLine, Plan, PlanRequest, SourceStatus
 from edgewise.protocol.channel import Channel, Signed
 from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout.ports import NodeSeen
+from edgewise.sync.ports import CommitSeen
 
 
 class KeptRecord(msgspec.Struct, frozen=True):
@@ -85,19 +86,6 @@ class Verify(Protocol):
 
     def __call__(self, key: bytes, signed: Signed) -> bool:
         """Whether ``key`` (DER SubjectPublicKeyInfo) made the signature."""
-
-
-class CommitSeen(msgspec.Struct, frozen=True):
-    """A commit that the hub has looked at."""
-
-    revision: str
-    author: str
-    subject: str
-    seen: datetime
-    compiled: bool
-    problems: tuple[SourceProblem, ...] = ()
-    releases: dict[str, str] = {}
-    """Fleet to release digest."""
 
 
 class Source(Protocol):
