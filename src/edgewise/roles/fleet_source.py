@@ -95,6 +95,11 @@ class FleetSource:
         """Who is woken when a record changes."""
         self._nodes, self._relays = nodes, relays
 
+    @property
+    def recipient(self) -> str:
+        """What people encrypt secrets in git to (``age1...``)."""
+        return self._parts.secrets.recipient
+
     async def run(self) -> None:
         """Look whenever there may be something new, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -224,6 +229,10 @@ class FleetSource:
     def wake(self) -> None:
         """Look at git now."""
         self._parts.watch.poke()
+
+    def look_again(self) -> None:
+        """What a compile depends on has changed, although git has not moved."""
+        self._due.set()
 
     async def commit(self, revision: str) -> CommitSeen:
         """What became of a commit. Raises NotFound."""

@@ -202,32 +202,8 @@ async def assemble(
     await roster.load()
     authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
     upkeep, tls = _upkeep(settings, authority, stores, (clock, chance, log), (host, *urls))
-    secrets = WorkspaceKey.open_or_create(settings.data / "keys" / "workspace.age")
-    _operator(settings, authority, urls[0], secrets)
-    repository = stores.repository
-    source = FleetSource(
-        Parts(
-            roster,
-            publisher,
-            rollouts,
-            records,
-            SourceFollower(
-                Sources(
-                    repository,
-                    lambda: inputs_of(publisher, roster),
-                    stores.commits,
-                    CommitSignatures(repository),
-                ),
-                clock,
-            ),
-            GitWatch(repository, clock, chance, log, rhythm=Rhythm(poll=settings.poll)),
-            repository,
-            secrets,
-            journal,
-            clock,
-            log,
-        )
-    )
+    source = _source(settings, stores, rollouts, roster, (clock, chance, log))
+    _operator(settings, authority, urls[0], source.recipient)
     waiters = Waiters(clock, chance, settings.hold), Waiters(clock, chance, settings.hold)
     suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
 
@@ -253,16 +229,50 @@ async def assemble(
         FleetRoutes(view, stores.enrolments, source.changed),
         RolloutRoutes(rollouts, source, journal, clock),
         CommitRoutes(source, rollouts, stores.rollouts, roster, _hooks(settings), log),
-        SupplyRoutes(publisher, stores.objects, settings.data / "content", journal),
+        SupplyRoutes(
+            publisher, stores.objects, settings.data / "content", journal, source.look_again
+        ),
         JoinRoutes(enroller, source.changed, journal),
         journal,
     )
-    git = GitHttp(repository.directory, _may_use_git, source.pushed)
+    git = GitHttp(stores.repository.directory, _may_use_git, source.pushed)
     server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
     return Assembled(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
         journal,
     )  # fmt: skip
+
+
+def _source(
+    settings: HubSettings,
+    stores: Stores,
+    rollouts: Rollouts,
+    roster: PeopleAndMachines,
+    outside: tuple[Clock, Chance, Log],
+) -> FleetSource:
+    clock, chance, log = outside
+    publisher, repository = stores.publisher, stores.repository
+    sources = Sources(
+        repository,
+        lambda: inputs_of(publisher, roster),
+        stores.commits,
+        CommitSignatures(repository),
+    )
+    return FleetSource(
+        Parts(
+            roster,
+            publisher,
+            rollouts,
+            stores.records,
+            SourceFollower(sources, clock),
+            GitWatch(repository, clock, chance, log, rhythm=Rhythm(poll=settings.poll)),
+            repository,
+            WorkspaceKey.open_or_create(settings.data / "keys" / "workspace.age"),
+            stores.journal,
+            clock,
+            log,
+        )
+    )
 
 
 async def _open_stores(settings: HubSettings, clock: Clock, database: Database) -> Stores:
@@ -328,7 +338,7 @@ def _upkeep(
     return upkeep, tls
 
 
-def _operator(settings: HubSettings, authority: Authority, url: str, secrets: WorkspaceKey) -> None:
+def _operator(settings: HubSettings, authority: Authority, url: str, recipient: str) -> None:
     """The first person's certificate and the context file that the CLI reads."""
     folder = settings.data / "operator"
     credentials = CredentialFiles(folder)
@@ -341,7 +351,7 @@ def _operator(settings: HubSettings, authority: Authority, url: str, secrets: Wo
         key=credentials.key.name,
         roots=credentials.roots.name,
         data=str(settings.data.resolve()),
-        age_recipient=secrets.recipient,
+        age_recipient=recipient,
     )
     write_private(folder / "context.json", encode(context))
 
@@ -360,7 +370,7 @@ def _hooks(settings: HubSettings) -> Hooks:
 
 async def _may_use_git(request: Any, writes: bool) -> str:
     """People read and push; nobody else."""
-    peer = request["peer"]
+    peer = request.peer
     if peer.role != "user":
         raise Forbidden(f"{peer} may not use the fleet repo", hint="use an operator's certificate")
     return str(peer)

@@ -234,7 +234,7 @@ class LoopbackHub:
             CommitRoutes(
                 self.source, self.rollouts, self.store, self.people, Hooks("hush", "main"), self.log
             ),
-            SupplyRoutes(self.publisher, objects, content, self.journal),
+            SupplyRoutes(self.publisher, objects, content, self.journal, self.source.wake),
             JoinRoutes(self.joins, self._membership, self.journal),
             self.journal,
         )

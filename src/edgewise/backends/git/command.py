@@ -105,7 +105,8 @@ class Git:
                 "git",
                 f"--git-dir={self.directory}",
                 *arguments,
-                stdin=asyncio.subprocess.PIPE,
+                # A process that needs no input may be gone before an empty one is written.
+                stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=environment(),
@@ -116,7 +117,10 @@ class Git:
             ) from error
         try:
             async with asyncio.timeout(limit.total_seconds()):
-                out, err = await process.communicate(stdin)
+                out, err = await process.communicate(stdin or None)
+        except RuntimeError as error:
+            # uvloop's word for a pipe whose other end has closed.
+            raise TryLater(f"git {_verb(arguments)} ended before it read its input") from error
         except TimeoutError as error:
             raise TryLater(
                 f"git {_verb(arguments)} took longer than {limit.total_seconds():g} s"

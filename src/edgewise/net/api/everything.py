@@ -56,7 +56,7 @@ def description() -> dict[str, Any]:
         FleetRoutes(nothing, nothing, nothing),
         RolloutRoutes(nothing, nothing, nothing, nothing),
         CommitRoutes(nothing, nothing, nothing, nothing, nothing, nothing),
-        SupplyRoutes(nothing, nothing, nothing, nothing),
+        SupplyRoutes(nothing, nothing, nothing, nothing, nothing),
         JoinRoutes(nothing, nothing, nothing),
         Journal(nothing, nothing, nothing),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +42,19 @@ class SupplyRoutes:
     """Artifacts, builds, objects, releases and the content that nodes fetch."""
 
     def __init__(
-        self, publisher: Publisher, objects: ObjectStore, content: Path, journal: Journal
+        self,
+        publisher: Publisher,
+        objects: ObjectStore,
+        content: Path,
+        journal: Journal,
+        published: Callable[[], None],
     ) -> None:
+        """``published`` is called after what may be put on nodes has changed."""
         self._publisher = publisher
         self._objects = objects
         self._content = content
         self._journal = journal
+        self._published = published
 
     def routes(self) -> list[Route]:
         """All routes of this group."""
@@ -151,6 +159,7 @@ class SupplyRoutes:
         added = sorted(set(self._publisher.artifacts()) - before)
         names = ", ".join(f"{name} {version}" for name, version in added)
         await self._journal.note(call.peer, "builds.publish", names or "builds")
+        self._published()
 
     async def missing(self, call: Call[MissingObjects]) -> MissingObjects:
         """POST /v1/objects/missing."""
