@@ -46,14 +46,13 @@ from edgewise.net.tls import reload, server_context
 from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import NodeRecord, Signed
-from edgewise.protocol.codec import decode, encode
-from edgewise.protocol.operator import OperatorContext
+from edgewise.protocol.codec import decode
 from edgewise.roles.fleet_source import FleetSource, Parts, PeopleAndMachines, inputs_of
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.rollout.ports import Notice
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
-from edgewise.runtime.credentials import CredentialFiles, write_private
+from edgewise.runtime.credentials import CredentialFiles
 from edgewise.runtime.log import Log
 from edgewise.sync.on_hub import SourceFollower, Sources
 
@@ -203,7 +202,13 @@ async def assemble(
     authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
     upkeep, tls = _upkeep(settings, authority, stores, (clock, chance, log), (host, *urls))
     source = _source(settings, stores, rollouts, roster, (clock, chance, log))
-    _operator(settings, authority, urls[0], source.recipient)
+    authority.issue_operator(
+        "admin",
+        settings.data / "operator",
+        urls[0],
+        age_recipient=source.recipient,
+        data=str(settings.data.resolve()),
+    )
     waiters = Waiters(clock, chance, settings.hold), Waiters(clock, chance, settings.hold)
     suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
 
@@ -336,24 +341,6 @@ def _upkeep(
         validity, clock, chance, log,
     )  # fmt: skip
     return upkeep, tls
-
-
-def _operator(settings: HubSettings, authority: Authority, url: str, recipient: str) -> None:
-    """The first person's certificate and the context file that the CLI reads."""
-    folder = settings.data / "operator"
-    credentials = CredentialFiles(folder)
-    authority.issue_operator("admin", credentials)
-    context = OperatorContext(
-        url=url,
-        organisation=settings.organisation,
-        user="admin",
-        certificate=credentials.chain.name,
-        key=credentials.key.name,
-        roots=credentials.roots.name,
-        data=str(settings.data.resolve()),
-        age_recipient=recipient,
-    )
-    write_private(folder / "context.json", encode(context))
 
 
 def _hooks(settings: HubSettings) -> Hooks:
