@@ -231,6 +231,9 @@ def unhold(draft: Draft, index: int) -> None:
     row = draft.table.rows.get(index)
     if row is None or row.state != "Held" or row.back or isinstance(draft.head, RollingBack):
         return
-    draft.table.put(index, _replace(row, state="Queued", reason=""))
+    # Told again in its turn, not by the hold's end: a paused rollout tells nobody.
+    waiting = _replace(row, state="Queued", reason="", told=False, dispatched=None, contact=None)
+    draft.table.put(index, waiting)
+    draft.announce()
     if row.stage <= begun(draft):
         await_turn(draft, index)
