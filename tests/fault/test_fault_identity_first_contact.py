@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from edgewise.backends.pki.authority import Authority, RegionalAuthority
-from edgewise.backends.pki.certificates import Hosts
+from edgewise.backends.pki.certificates import Hosts, key_pem, make_key, make_svid
 from edgewise.identity.names import Organisation
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
 from edgewise.identity.on_hub import Enroller, HubPlace
@@ -18,10 +18,11 @@ from edgewise.model.errors import Forbidden, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
+from edgewise.net.client import Client, Endpoint
 from edgewise.net.joining import by_identity, by_token
 from edgewise.net.routes import ANYONE, Call, Route
 from edgewise.net.server import Listen, Server
-from edgewise.net.tls import CredentialFiles, server_context
+from edgewise.net.tls import CredentialFiles, client_context, server_context
 from edgewise.protocol.api import TokenRequest
 from edgewise.protocol.join import RenewReply, RenewRequest, Roots, Token
 from edgewise.runtime.chance import SystemChance
@@ -216,3 +217,29 @@ async def test_a_node_joins_through_a_relay_of_its_region_only(hub: Hub) -> None
     with pytest.raises(Forbidden, match="region"):
         await join(other, await hub.token(region="us"), Machine("node", "kiosk-3"), up)
     await up.close()
+
+
+async def test_a_stolen_relay_cannot_make_an_operator_of_its_own_region(hub: Hub) -> None:
+    """The name constraint lets its CA sign any path in its domain; the hub must not care."""
+    relay = await joined(hub, Machine("relay", "r1", urls=("https://127.0.0.1:7",)))
+    roots = relay.credentials.root_certificates()
+    stolen = RegionalAuthority.open(relay.directory, roots, "eu", CLOCK)
+    for identity, works in (
+        ("spiffe://hub.acme/user/anna", True),
+        ("spiffe://eu.acme/user/anna", False),
+        ("spiffe://eu.acme/hub", False),
+    ):
+        key = make_key()
+        files = CredentialFiles(hub.directory / f"forged-{works}-{identity[-4:]}")
+        spiffe = SpiffeId.parse(identity)
+        signer = hub.authority._signer("hub") if works else stolen.signer
+        chain = make_svid(signer, spiffe, key.public_key(), Hosts(), CLOCK.now()).chain
+        files.trust(roots)
+        files.replace(key_pem=key_pem(key), chain=chain)
+        async with Client(Endpoint((hub.url,), client_context(files))) as client:
+            asked = client.request("GET", "/v1/tokens")
+            if works:
+                assert (await asked).status == 200
+            else:
+                with pytest.raises(Forbidden):
+                    await asked

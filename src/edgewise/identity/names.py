@@ -94,6 +94,16 @@ class Organisation:
                 return False
 
 
+def well_placed(peer: SpiffeId) -> bool:
+    """Whether this ID's role may exist in its trust domain.
+
+    Every server asks this before it looks at the role: a relay's CA can sign any path in its
+    own region's domain, ``/user/root`` and ``/hub`` among them. Those mean nothing there.
+    """
+    _, dot, organisation = peer.trust_domain.partition(".")
+    return bool(dot) and is_name(organisation) and Organisation(organisation).owns(peer)
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """Where a request arrives: the hub (region ``hub``), or a relay of one region."""

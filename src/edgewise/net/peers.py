@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+from edgewise.identity.names import well_placed
 from edgewise.model.names import SpiffeId
 from edgewise.net.routes import Peer
 
@@ -17,8 +18,9 @@ _KNOWN = 32_768
 def peer_of(tls: ssl.SSLObject | None, address: str) -> Peer:
     """The peer of a connection whose chain OpenSSL has verified.
 
-    A certificate must have exactly one URI name (X509-SVID specification, section 2);
-    any other certificate counts as none.
+    A certificate must have exactly one URI name (X509-SVID specification, section 2), of a
+    role that may exist in its trust domain (``identity.names.well_placed``); any other
+    certificate counts as none.
     """
     data = tls.getpeercert(True) if tls is not None else None
     if tls is None or data is None:
@@ -42,6 +44,8 @@ def _read(fields: Any) -> tuple[SpiffeId | None, datetime | None, str]:
     try:
         identity = SpiffeId.parse(names[0])
     except ValueError:
+        return None, None, ""
+    if not well_placed(identity):
         return None, None, ""
     return identity, _expiry(fields["notAfter"]), fields["serialNumber"].lower().lstrip("0")
 

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any, Final
 
+from edgewise.identity.names import well_placed
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.runtime.credentials import CredentialFiles, fingerprint, pem_of
@@ -118,16 +119,17 @@ def peer_id(tls: ssl.SSLObject | ssl.SSLSocket | None) -> SpiffeId | None:
     """Whose connection this is, by its verified certificate.
 
     None without one, and for a certificate that does not have exactly one URI name that is
-    a SPIFFE ID (X509-SVID specification, section 2).
+    a SPIFFE ID (X509-SVID specification, section 2) of a role that may exist in its domain.
     """
     fields: Any = tls.getpeercert() if tls is not None else None
     names = [v for kind, v in (fields or {}).get("subjectAltName", ()) if kind == "URI"]
     if len(names) != 1:
         return None
     try:
-        return SpiffeId.parse(names[0])
+        found = SpiffeId.parse(names[0])
     except ValueError:
         return None
+    return found if well_placed(found) else None
 
 
 def peer_serial(tls: ssl.SSLObject | ssl.SSLSocket | None) -> str:

@@ -14,6 +14,7 @@ from edgewise.identity.names import (
     authorise,
     is_server,
     upstream_of,
+    well_placed,
 )
 from edgewise.identity.nonces import Nonces
 from edgewise.identity.ports import Enrolled
@@ -103,6 +104,11 @@ def test_a_node_talks_to_the_hub_and_the_relays_of_its_region_only() -> None:
     assert {n for n, p in PEERS.items() if p and upstream_of(relay, hub, p)} == {"hub"}
     assert not is_server(node)
     assert is_server(relay)
+
+
+def test_a_role_counts_only_in_the_trust_domain_where_it_belongs() -> None:
+    placed = {name for name, peer in PEERS.items() if peer is not None and well_placed(peer)}
+    assert placed == {"hub", "user", "relay", "node", "node of us", "stranger"}
 
 
 @pytest.mark.parametrize("region", ["hub", "", "a.b", "EU", "-", "x" * 64])
