@@ -51,8 +51,8 @@ def verb(
 ) -> None:
     if not 4 <= nodes <= _MOST_NODES:
         raise BadUsage(f"--nodes {nodes}: the story needs 4 to {_MOST_NODES} nodes")
-    if not 1 <= relays <= nodes // 2:
-        raise BadUsage(f"--relays {relays}: 1 to {nodes // 2} for {nodes} nodes")
+    if not 2 <= relays <= nodes // 2:
+        raise BadUsage(f"--relays {relays}: 2 to {nodes // 2} for {nodes} nodes")
     quiet = Session.of(ctx).as_json
     console = Console(stderr=quiet, highlight=False)
     story = Story(SystemClock(), console)
@@ -131,7 +131,17 @@ class Demo:
         """A hub with its own git repository."""
         await self._fleet.start(
             "hub",
-            ("hub", "--data", str(self.data), "--listen", "127.0.0.1:0", "--org", "demo"),
+            (
+                "hub",
+                "--data",
+                str(self.data),
+                "--listen",
+                "127.0.0.1:0",
+                "--org",
+                "demo",
+                "--hold",
+                "4s",
+            ),
             self.data / "ready.json",
         )
         return {"url": self._client().context.told.url}
@@ -149,7 +159,8 @@ class Demo:
                 f"relay-{region}",
                 (
                     "relay", "--state", str(state), "--name", region, "--join", token,
-                    "--hub", f"https://127.0.0.1:{link.port}", "--listen", "127.0.0.1:0",
+                    "--hub", f"https://127.0.0.1:{link.port}",
+                    "--listen", "127.0.0.1:0", "--hold", "4",
                 ),
                 state / "ready.json",
             )  # fmt: skip
@@ -166,7 +177,8 @@ class Demo:
         await self._fleet.start(
             node.name,
             (
-                "agent", "--state", str(state), "--name", node.name, "--join", token,
+                "agent", "--state", str(state), "--name", node.name, "--token", token,
+                "--ready", str(state / "ready.json"),
                 "--root", str(state / "root"), "--stop-apps",
             ),
             state / "ready.json",
@@ -202,11 +214,13 @@ class Demo:
         """The last region loses its line to the hub; its apps keep answering."""
         away = self._size.regions[-1]
         self._links[away].cut()
+        here = [node for node in self._size.nodes if node.region != away]
+        gone = self._size.of_region(away)
+        # A node counts as offline after the policy's offline.after (8 s in the demo's repo).
+        await self._until(lambda: self._online() <= len(here), f"{away} seen as offline")
         await self._publish("1.2.0", healthy=True)
         commit = await self._commit("1.2.0", "good evening", "Roll out hello 1.2.0")
-        here = [node for node in self._size.nodes if node.region != away] or []
         await self._until(lambda: all(_says(n, "hello 1.2.0") for n in here), "the rest on 1.2.0")
-        gone = self._size.of_region(away)
         if not all(_says(node, "hello 1.0.0") for node in gone):
             raise NeedsPerson(f"an app in the cut-off region {away} does not answer any more")
         self._last = commit

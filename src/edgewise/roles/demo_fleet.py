@@ -162,6 +162,7 @@ spec:
   nodeTimeout: 2m
   offline:
     treatAs: Deferred
+    after: 8s
 """
 
 _PROGRAM = """\
