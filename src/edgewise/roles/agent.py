@@ -46,7 +46,7 @@ from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
-from edgewise.runtime.credentials import CredentialFiles
+from edgewise.runtime.credentials import CredentialFiles, write_private
 from edgewise.runtime.log import Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
@@ -238,18 +238,22 @@ class _Agent:
         ]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part) for part in parts]
-            self._is_ready()
+            self._is_ready(upstream.card)
             await self._stop.wait()
             for task in running:
                 task.cancel()
+        (self._settings.state / "ready.json").unlink(missing_ok=True)
         await upstream.close()
 
-    def _is_ready(self) -> None:
+    def _is_ready(self, card: Card) -> None:
         # What was made until now lives as long as the agent: never look at it again.
         gc.collect()
         gc.freeze()
         if self._settings.ready is not None:
             self._settings.ready.write_text(str(os.getpid()))
+        # As hub and relay do: whoever started this agent waits for the file.
+        said = {"url": "", "pid": os.getpid(), "spiffe_id": card.spiffe_id}
+        write_private(self._settings.state / "ready.json", msgspec.json.encode(said), mode=0o644)
         tell_parent("READY=1")
         self._log.event("ready", pid=os.getpid())
 
