@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -28,9 +29,10 @@ class Bench:
     running: tuple[str, ...]
     ending: tuple[str, ...]
     directory: str
+    restart: Literal["Always", "OnFailure"] = "OnFailure"
 
     def launch(self, command: tuple[str, ...], name: str = "web") -> Launch:
-        app = ProcessApp(name=name, trees={}, command=command)
+        app = ProcessApp(name=name, trees={}, command=command, restart=self.restart)
         return Launch(app, "part-1", "release-1", self.directory)
 
 
@@ -73,6 +75,21 @@ async def test_a_signal_reaches_the_app_and_its_end_shows_it(bench: Bench) -> No
     await bench.machine.signal(process, "SIGKILL")
     async with asyncio.timeout(10):
         assert (await bench.machine.ended(process)).code == 128 + 9
+
+
+async def test_an_app_that_is_always_restarted_tells_its_exit_code_to_its_own_agent(
+    bench: Bench,
+) -> None:
+    bench.restart = "Always"
+    process = await bench.machine.start(bench.launch(bench.ending))
+    async with asyncio.timeout(10):
+        assert (await bench.machine.ended(process)).code == 3
+    await bench.machine.kill("web")
+    process = await bench.machine.start(bench.launch(bench.running))
+    bench.machine.remember("web", Memory("part-1"))
+    adopted = await bench.again().adopt("web")
+    assert adopted is not None
+    assert adopted.pid == process.pid
 
 
 async def test_kill_leaves_nothing_and_may_be_repeated(bench: Bench) -> None:

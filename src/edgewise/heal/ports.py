@@ -102,7 +102,11 @@ class Machine(Protocol):
         """
 
     async def ended(self, process: Process) -> Exit:
-        """Wait for its end. Cancelling the wait leaves the process alone."""
+        """Wait for its end. Cancelling the wait leaves the process alone.
+
+        The exit code of an adopted app is known where its restart policy needs it
+        (OnFailure, Never); for Always it may be None.
+        """
 
     async def signal(self, process: Process, signal: str) -> None:
         """Send one signal (``SIGTERM``) to the app's main process; nothing when it is gone."""

@@ -37,8 +37,8 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.http1 import PIECE, ClosedEarly, Head, body_of, read_head
 from edgewise.net.tls import peer_id
 from edgewise.protocol import limits
-from edgewise.protocol.api import Problem
 from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.problem import Problem
 from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.runtime.clock import Clock, SystemClock
 

@@ -11,6 +11,7 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from edgewise.protocol.problem import Problem as Problem
 from edgewise.protocol.report import AppStatus, Health, Phase
 
 T = TypeVar("T")
@@ -53,19 +54,6 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
     items: tuple[T, ...]
     next: str | None = None
-
-
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """RFC 9457 problem details; ``hint`` is the next move, ``exit_code`` the CLI's."""
-
-    type: str
-    """``https://edgewise.dev/errors/<Name>``, documented in docs/errors.md."""
-    title: str
-    status: int
-    detail: str
-    hint: str = ""
-    exit_code: int = 4
-    retry_after_s: float = 0.0
 
 
 class Condition(msgspec.Struct, frozen=True):

@@ -6,11 +6,9 @@ worker. Ending the agent leaves every app running, unless ``stop_apps`` is set.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import os
-import platform
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -35,7 +33,7 @@ from edgewise.host.worker import WorkerProcess
 from edgewise.identity import card as cards
 from edgewise.identity.card import Card
 from edgewise.identity.rotation import clock_is_wrong, renew_at
-from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
+from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater
 from edgewise.model.names import Platform
 from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
 from edgewise.net.tls import client_context, small_tls_buffers
@@ -210,7 +208,7 @@ class _Agent:
         upstream = Upstream(self._settings.state, self._clock)
         about = About(
             name=upstream.card.name,
-            platform=str(Platform.of_machine(platform.system(), platform.machine())),
+            platform=str(Platform.of_machine(os.uname().sysname, os.uname().machine)),
             version=__version__,
             boot_id=machine.facts().boot_id,
             zone=_zone(),
@@ -263,7 +261,7 @@ class _Agent:
         backoff = Backoff(self._chance)
         while not self._stop.is_set():
             try:
-                name = self._settings.name or platform.node().split(".")[0].lower()
+                name = self._settings.name or os.uname().nodename.split(".")[0].lower()
                 await worker.join(self._settings.token, name)
             except TryLater as error:
                 self._log.event("join waits", "warning", problem=str(error))
@@ -378,19 +376,42 @@ def _pid_of(state: Path, name: str) -> int:
     return record.pid if same and record.boot_id == processes.boot_id() else 0
 
 
+_PATHS: Final = ("state", "root", "ready", "cgroup")
+_WORDS: Final = ("token", "name")
+_FLAGS: Final = ("sessions", "stop_apps", "json_log")
+
+
+def settings_of(arguments: list[str]) -> AgentSettings:
+    """``--state DIR`` and so on; see AgentSettings. Raises BadUsage.
+
+    By hand, because argparse would stay in the agent's memory (0.6 MB).
+    """
+    found: dict[str, Any] = {"state": Path("/var/lib/edgewise")}
+    waiting = list(reversed(arguments))
+    while waiting:
+        option, equals, value = waiting.pop().partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in (*_PATHS, *_WORDS, *_FLAGS):
+            known = ", ".join(f"--{n.replace('_', '-')}" for n in (*_PATHS, *_WORDS, *_FLAGS))
+            raise BadUsage(f"the agent does not know {option!r}", hint=f"it knows {known}")
+        if name in _FLAGS:
+            found[name] = True
+            continue
+        if not equals and not waiting:
+            raise BadUsage(f"{option} needs a value")
+        value = value if equals else waiting.pop()
+        found[name] = Path(value) if name in _PATHS else value
+    return AgentSettings(**found)
+
+
 def main(arguments: list[str]) -> int:
     """``python -m edgewise.roles.agent``: the agent without the operator's CLI."""
-    parser = argparse.ArgumentParser(prog="edgewise-agent", description=__doc__)
-    parser.add_argument("--state", type=Path, default=Path("/var/lib/edgewise"))
-    parser.add_argument("--root", type=Path, default=Path("/"))
-    parser.add_argument("--ready", type=Path)
-    parser.add_argument("--cgroup", type=Path)
-    parser.add_argument("--sessions", action="store_true")
-    parser.add_argument("--stop-apps", action="store_true")
-    parser.add_argument("--token", default="")
-    parser.add_argument("--name", default="")
-    parser.add_argument("--json-log", action="store_true")
-    return run(AgentSettings(**vars(parser.parse_args(arguments))))
+    try:
+        settings = settings_of(arguments)
+    except BadUsage as error:
+        print(f"{error}; {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return run(settings)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from edgewise.protocol.content import Window
 
@@ -89,6 +88,8 @@ def _zone(window: Window, node_zone: str) -> tzinfo:
     name = node_zone if window.time_zone == "Node" else window.time_zone
     if name == "UTC":
         return UTC
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # 0.4 MB that few nodes need
+
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import secrets
+import os
 from typing import Protocol
 
 
@@ -21,10 +20,11 @@ class SystemChance:
     """The operating system's randomness."""
 
     def fraction(self) -> float:
-        return random.random()
+        # Not ``random``: it and what it imports would stay in the agent's memory.
+        return int.from_bytes(os.urandom(7), "big") / (1 << 56)
 
     def token(self, size: int) -> bytes:
-        return secrets.token_bytes(size)
+        return os.urandom(size)
 
 
 def _meets_its_port(chance: SystemChance) -> Chance:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
 from typing import Literal, Protocol, TextIO
+
+import msgspec
 
 from edgewise.model.quantity import format_duration
 from edgewise.runtime.clock import Clock
@@ -47,10 +48,9 @@ class StreamLog:
             return
         at = self._clock.now().isoformat(timespec="milliseconds")
         if self._json:
-            line = json.dumps(
-                {"time": at, "level": level, "role": self._role, "event": what, **fields},
-                default=_plain,
-            )
+            fields = {name: _plain(value) for name, value in fields.items()}
+            whole = {"time": at, "level": level, "role": self._role, "event": what, **fields}
+            line = msgspec.json.encode(whole, enc_hook=str).decode()
         else:
             text = " ".join(f"{k}={_plain(v)}" for k, v in fields.items())
             line = f"{at} {level:<7} {self._role} {what} {text}".rstrip()

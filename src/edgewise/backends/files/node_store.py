@@ -16,8 +16,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +31,7 @@ from edgewise.protocol.installed import Installed
 from edgewise.runtime.durable import (
     disk_error,
     exchange,
+    remove_tree,
     sync_directory,
     sync_filesystem,
     write_durably,
@@ -314,6 +313,8 @@ class NodeStore:
         except OSError as error:
             if error.errno != errno.EMLINK:  # ext4: 65,000 links to one (often empty) file
                 raise
+            import shutil  # kept out of the resident agent, which never lays out
+
             shutil.copy2(kept, path)
 
     def finish(self, installed: Installed, packed_sizes: dict[str, int]) -> None:
@@ -346,6 +347,8 @@ class NodeStore:
 
     @contextmanager
     def _new_file(self) -> Iterator[tuple[IO[bytes], Path]]:
+        import tempfile  # kept out of the resident agent, which writes no objects
+
         waiting: Path | None = None
         try:
             fd, name = tempfile.mkstemp(dir=self._staging)
@@ -409,9 +412,7 @@ def _remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
-    for folder, _, _ in os.walk(path):
-        os.chmod(folder, 0o700)
-    shutil.rmtree(path)
+    remove_tree(path)
 
 
 def _meets_its_port(store: NodeStore) -> NodeFiles:
