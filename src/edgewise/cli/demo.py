@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -56,7 +57,11 @@ def verb(
     quiet = Session.of(ctx).as_json
     console = Console(stderr=quiet, highlight=False)
     story = Story(SystemClock(), console)
-    ok = asyncio.run(_tell(story, console, DemoSize(nodes, relays), keep=keep))
+    try:
+        ok = asyncio.run(_tell(story, console, DemoSize(nodes, relays), keep=keep))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # With --keep this is the way to end it.
+        ok = bool(story.steps) and all(step.ok for step in story.steps) and keep
     if json_file is not None:
         story.save(json_file, finished=ok)
     if quiet:
@@ -79,7 +84,11 @@ class DemoSize:
 async def _tell(story: Story, console: Console, size: DemoSize, *, keep: bool) -> bool:
     directory = Path(tempfile.mkdtemp(prefix="edgewise-demo-"))
     console.print(f"everything lives in {directory}, and goes with it at the end")
-    ok = False
+    ok = failed = False
+    here = asyncio.current_task()
+    assert here is not None
+    # Whoever ends the demo, the processes end with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)
     try:
         async with AsyncExitStack() as stack:
             demo = Demo(await stack.enter_async_context(laptop(directory)), size)
@@ -87,6 +96,7 @@ async def _tell(story: Story, console: Console, size: DemoSize, *, keep: bool) -
                 await demo.tell(story)
                 ok = True
             except EdgewiseError as error:
+                failed = True
                 # The step has said what went wrong; what remains is where to look.
                 console.print(f"[red]the story ends here[/red]: {error}; logs: {directory}/logs")
             if keep:
@@ -95,7 +105,7 @@ async def _tell(story: Story, console: Console, size: DemoSize, *, keep: bool) -
                 )
                 await asyncio.Event().wait()
     finally:
-        if ok or keep:
+        if not failed:  # the logs of a failure stay
             shutil.rmtree(directory, ignore_errors=True)
     if ok:
         report = story.report(finished=True)
