@@ -125,14 +125,14 @@ def rearm(draft: Draft, index: int, row: Row) -> None:
 
 def _heard(draft: Draft, event: Heard) -> None:
     table, row, seen = draft.table, draft.table.rows[event.index], event.observation
-    if row.state in IN_FLIGHT and row.contact is None and _since_told(row, event):
+    if row.state in IN_FLIGHT and row.contact is None and _since_told(draft, row, event):
         row = _replace(row, contact=event.at)
         table.put(event.index, row)
         table.remind(event.at + draft.plan.rules.node_timeout, event.index)
     if seen is None:
         return
     table.set_unhealthy(event.index, seen.health in ("Degraded", "Missing"))
-    if row.state not in IN_FLIGHT or not _since_told(row, event):
+    if row.state not in IN_FLIGHT or not _since_told(draft, row, event):
         return
     if row.back:
         returning.observed(draft, event.index, seen)
@@ -142,8 +142,11 @@ def _heard(draft: Draft, event: Heard) -> None:
         table.put(event.index, _replace(row, state=state, reason=seen.reason[:500]))
 
 
-def _since_told(row: Row, event: Heard) -> bool:
-    return row.dispatched is not None and event.at >= row.dispatched
+def _since_told(draft: Draft, row: Row, event: Heard) -> bool:
+    if row.dispatched is None:
+        return False
+    # Told in the future: the clock has gone back since, and every contact is newer.
+    return event.at >= row.dispatched or row.dispatched > draft.now
 
 
 def _received(draft: Draft, index: int, receipt: Receipt) -> None:

@@ -98,8 +98,24 @@ def step(plan: RolloutPlan, state: State, events: Sequence[Event], now: datetime
     if not _over(draft):
         for index in list(draft.table.due(now)):
             evidence.judge_silence(draft, index)
+        _mend_times(draft)
         _settle(draft)
     return draft.outcome(_wake_at(draft))
+
+
+def _mend_times(draft: Draft) -> None:
+    """No wait is longer than its rule: a clock that was ahead must not leave one for years."""
+    course, head, now, rules = draft.course, draft.head, draft.now, draft.plan.rules
+    wait = min(rules.offline_after, rules.node_timeout)
+    if course.grace_until is not None and course.grace_until > now + wait:
+        draft.course = _replace(draft.course, grace_until=now + wait)
+    if isinstance(head, Baking):
+        latest = now + max(draft.plan.stages[head.stage].bake, wait)
+        intervals = {g.name: g.interval for g in draft.plan.stages[head.stage].gates}
+        if head.until > latest:
+            gates = tuple(_replace(g, due=min(g.due, now + intervals[g.name])) for g in head.gates)
+            draft.head = _replace(head, until=latest, gates=gates)
+            draft.mark(head.stage, bake_until=latest)
 
 
 def _over(draft: Draft) -> bool:

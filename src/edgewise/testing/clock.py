@@ -15,11 +15,16 @@ class ManualClock:
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
         self._now = start
+        self._ahead = timedelta()
         self._sleepers: list[tuple[datetime, int, asyncio.Future[None]]] = []
         self._count = 0
 
     def now(self) -> datetime:
-        return self._now
+        return self._now + self._ahead
+
+    def set_wall(self, when: datetime) -> None:
+        """Somebody sets the wall clock; monotonic time and sleepers do not notice."""
+        self._ahead = when - self._now
 
     def monotonic(self) -> float:
         return (self._now - self._start).total_seconds()
