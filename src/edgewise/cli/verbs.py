@@ -35,6 +35,7 @@ VERBS = (
         "doctor", "doctor", "Check this machine and the hub; every finding has a next move.", _SEE
     ),
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
+    Verb("agent", "agent", "The agent on this machine: run, join, look inside.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What exactly a release puts on nodes.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),

@@ -88,6 +88,11 @@ def run(settings: AgentSettings) -> int:
     return 0
 
 
+def host_name() -> str:
+    """What a node is called when nobody says otherwise."""
+    return os.uname().nodename.split(".")[0].lower()
+
+
 def read_card(state: Path) -> Card:
     """The node's identity. Raises NeedsPerson before it has joined."""
     path = state / "identity" / cards.FILE
@@ -261,7 +266,7 @@ class _Agent:
         backoff = Backoff(self._chance)
         while not self._stop.is_set():
             try:
-                name = self._settings.name or os.uname().nodename.split(".")[0].lower()
+                name = self._settings.name or host_name()
                 await worker.join(self._settings.token, name)
             except TryLater as error:
                 self._log.event("join waits", "warning", problem=str(error))
@@ -352,6 +357,8 @@ def local_status(state: Path) -> dict[str, Any]:
             "receipts_owed": len(kept.node.owed),
             "failed": [msgspec.to_builtins(f) for f in kept.node.failed],
         }
+    if not (state / "apps").is_dir():
+        return status
     machine = HostMachine(state, SystemClock(), None)
     for name in machine.known():
         memory = machine.recall(name)
@@ -387,6 +394,8 @@ def settings_of(arguments: list[str]) -> AgentSettings:
     By hand, because argparse would stay in the agent's memory (0.6 MB).
     """
     found: dict[str, Any] = {"state": Path("/var/lib/edgewise")}
+    if token := os.environ.get("EDGEWISE_TOKEN"):
+        found["token"] = token  # unlike an option, not shown to every user by ps
     waiting = list(reversed(arguments))
     while waiting:
         option, equals, value = waiting.pop().partition("=")
