@@ -75,3 +75,15 @@ async def test_a_second_relay_on_the_same_directory_is_refused(tmp_path: Path) -
     with pytest.raises(NeedsPerson, match="in use by another"):
         open_relay_database(tmp_path / "relay.db")
     database.close()
+
+
+async def test_on_a_full_disk_nothing_is_kept_and_it_says_so(tmp_path: Path) -> None:
+    database = open_relay_database(tmp_path / "relay.db")
+    memory = SqliteRelayMemory(database)
+    pages = database.run_blocking(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    database.run_blocking(lambda c: c.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+    big = [receipt("n1", number, reason="x" * 900) for number in range(100)]
+    with pytest.raises(NeedsPerson, match="disk is full"):
+        await memory.keep([NodeReport("n1", after(0), runs(A))], read_receipts("n1", big))
+    assert await memory.waiting() == ((), ())
+    database.close()

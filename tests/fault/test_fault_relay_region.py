@@ -211,3 +211,20 @@ async def test_a_relay_does_not_answer_what_only_the_hub_does(place: Place, tmp_
     for path in ("/v1/nodes", "/v1/tokens", "/v1/relay/sync", "/v1/audit"):
         with pytest.raises((NotFound, Forbidden)):
             await node.client.request("GET", path)
+
+
+async def test_a_node_that_left_its_poll_is_no_error(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub, relay = place
+    await hub.announce(1, stable=A)
+    node = await join_node(tmp_path, "kiosk", await token_of(hub))
+    await newest(node, 1)
+    poll = asyncio.create_task(node.line.exchange(SyncRequest(1, "shops", 1), LONG))
+    await eventually(lambda: _held(relay, 1))
+    poll.cancel()
+    await node.client.close()
+    await asyncio.sleep(0.1)
+    await hub.announce(2, stable=B)
+    await eventually(lambda: _held(relay, 0))
+    assert not caplog.records

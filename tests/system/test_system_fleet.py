@@ -98,6 +98,8 @@ async def test_a_token_that_was_used_is_refused_for_another_machine(fleet: Fleet
     with pytest.raises(NeedsPerson, match="node-4"):
         await fleet.start_agent("node-4", token)
     assert not (fleet.state("node-4") / "identity" / "svid.pem").exists()
+    assert fleet.laptop.processes["node-4"].process.returncode == NeedsPerson.exit_code
+    assert "Traceback" not in fleet.log("node-4")
 
 
 async def test_two_hubs_on_one_data_directory_are_refused(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.model.errors import Untrusted
+from edgewise.model.errors import NeedsPerson, Untrusted, behind
 from edgewise.model.labels import Requirement, Selector
 from edgewise.model.names import NodeName, Platform, SpiffeId
 from edgewise.model.quantity import (
@@ -147,3 +147,9 @@ def test_names_of_platforms_and_identities() -> None:
     for bad in ("https://x/y", "spiffe://UPPER/node/a", "spiffe://a", "spiffe://a/"):
         with pytest.raises(ValueError):
             SpiffeId.parse(bad)
+
+
+def test_what_a_task_group_raised_is_traced_to_our_error() -> None:
+    ours = NeedsPerson("the disk is full")
+    assert behind(ExceptionGroup("a", [ExceptionGroup("b", [ours])])) is ours
+    assert behind(ExceptionGroup("a", [ours, ValueError()])) is None

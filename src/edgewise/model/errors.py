@@ -61,3 +61,14 @@ class Untrusted(EdgewiseError):
     """Bytes or a peer failed verification. Never retried as is; always audited."""
 
     exit_code = 5
+
+
+def behind(group: BaseExceptionGroup[BaseException]) -> EdgewiseError | None:
+    """The first of our errors in what a task group raised; None if it holds any other error."""
+    ours, others = group.split(EdgewiseError)
+    if ours is None or others is not None:
+        return None
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, EdgewiseError) else None

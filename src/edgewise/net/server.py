@@ -157,7 +157,11 @@ class Server:
                 )
         except _Refused as refused:
             response = _problem(refused.problem)
-        except (ConnectionError, asyncio.CancelledError, HttpProcessingError):
+        except ConnectionError:
+            # The caller left while its answer was made (a held poll of a node that was
+            # restarted): nobody reads this, and it is no error worth a traceback.
+            response = web.Response(status=499)
+        except (asyncio.CancelledError, HttpProcessingError):
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the connection
             identifier = self._chance.token(6).hex()

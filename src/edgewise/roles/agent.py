@@ -33,7 +33,7 @@ from edgewise.host.worker import WorkerProcess
 from edgewise.identity import card as cards
 from edgewise.identity.card import Card
 from edgewise.identity.rotation import clock_is_wrong, renew_at
-from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater
+from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater, behind
 from edgewise.model.names import Platform
 from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
 from edgewise.net.tls import client_context, small_tls_buffers
@@ -83,14 +83,22 @@ def run(settings: AgentSettings) -> int:
     try:
         asyncio.run(_Agent(settings, clock, SystemChance(), log).serve())
     except EdgewiseError as error:
-        log.event("stopped", "error", problem=str(error), hint=error.hint)
-        return error.exit_code
+        return _ended(error, log)
+    except BaseExceptionGroup as group:
+        if (found := behind(group)) is None:
+            raise
+        return _ended(found, log)
     return 0
 
 
 def host_name() -> str:
     """What a node is called when nobody says otherwise."""
     return os.uname().nodename.split(".")[0].lower()
+
+
+def _ended(error: EdgewiseError, log: Log) -> int:
+    log.event("stopped", "error", problem=str(error), hint=error.hint)
+    return error.exit_code
 
 
 def read_card(state: Path) -> Card:

@@ -33,7 +33,7 @@ from edgewise.identity.names import Station
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
 from edgewise.identity.on_relay import RegionalEnroller
 from edgewise.identity.rotation import renew_at
-from edgewise.model.errors import BadUsage, EdgewiseError
+from edgewise.model.errors import BadUsage, EdgewiseError, behind
 from edgewise.model.quantity import parse_bytes
 from edgewise.net.client import Client, Endpoint, HttpSource
 from edgewise.net.joining import Doorway, by_identity, by_token
@@ -344,11 +344,19 @@ def main(given: list[str] | None = None) -> int:
         if not chosen.join_only:
             uvloop.run(_until_told(settings))
     except EdgewiseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _ended(error)
+    except BaseExceptionGroup as group:
+        if (found := behind(group)) is None:
+            raise
+        return _ended(found)
     return 0
+
+
+def _ended(error: EdgewiseError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from edgewise.model.errors import EdgewiseError, Forbidden, TryLater
+from edgewise.model.errors import EdgewiseError, Forbidden, NeedsPerson, TryLater
 from edgewise.model.names import Digest
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import encode
@@ -42,8 +42,9 @@ class Pace:
     after_nothing_new: timedelta = timedelta(seconds=1)
     """Between two polls when the hub answered at once and with nothing new."""
     away_first: timedelta = timedelta(seconds=1)
-    away_cap: timedelta = timedelta(seconds=30)
-    """Longest wait between two tries while the hub is away."""
+    away_cap: timedelta = timedelta(seconds=10)
+    """Longest wait between two tries while the hub is away: relays are few, and a whole
+    region waits for the first that gets through."""
     hold: timedelta = timedelta(seconds=60)
     """How long a node's poll is held."""
 
@@ -311,7 +312,11 @@ class Relaying:
                 sequence=receipt.sequence,
             )
         if settled.receipts or settled.observations:
-            await self._memory.drop(settled)
+            try:
+                await self._memory.drop(settled)
+            except NeedsPerson as error:
+                # They are sent again after a restart, which is harmless.
+                self._log.event("not dropped from disk", "error", because=str(error))
 
     async def _gather(self) -> None:
         """Until there is something to report, and it is time or a full batch waits."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +28,17 @@ class SqliteRelayMemory:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        try:
+            await self._database.run(work)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != _FULL:
+                raise
+            raise NeedsPerson(
+                "the relay's disk is full: reports stay at the nodes",
+                hint="free space below the relay's state directory, or lower --cache",
+            ) from error
+
     async def keep(self, heard: Sequence[NodeReport], receipts: Sequence[KeptReceipt]) -> None:
         observed = [
             (report.node, report.heard.isoformat(), encode(report.observation))
@@ -49,15 +60,7 @@ class SqliteRelayMemory:
                 rows,
             )
 
-        try:
-            await self._database.run(write)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != _FULL:
-                raise
-            raise NeedsPerson(
-                "the relay's disk is full: reports stay at the nodes",
-                hint="free space below the relay's state directory, or lower --cache",
-            ) from error
+        await self._write(write)
 
     async def waiting(self) -> tuple[tuple[NodeReport, ...], tuple[KeptReceipt, ...]]:
         def read(
@@ -95,7 +98,7 @@ class SqliteRelayMemory:
                 [(node, heard.isoformat()) for node, heard in settled.observations],
             )
 
-        await self._database.run(write)
+        await self._write(write)
 
     async def learn(self, change: Learnt) -> None:
         def write(connection: sqlite3.Connection) -> None:
@@ -115,7 +118,7 @@ class SqliteRelayMemory:
                 "INSERT OR REPLACE INTO cursor (id, value) VALUES (1, ?)", (change.cursor,)
             )
 
-        await self._database.run(write)
+        await self._write(write)
 
     async def known(self) -> Known:
         def read(connection: sqlite3.Connection) -> Known:
@@ -150,7 +153,7 @@ class SqliteRelayMemory:
                 "INSERT OR REPLACE INTO lineages (node, body) VALUES (?, ?)", (name, body)
             )
 
-        await self._database.run(write)
+        await self._write(write)
 
 
 def open_relay_database(path: Path) -> Database:
