@@ -9,9 +9,14 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
+import pyrage
 import pytest
 
 from edgewise.host import processes
+from edgewise.identity.on_agent import MachineIdentity
+from edgewise.model.names import Digest
+from edgewise.protocol.codec import encode
 from edgewise.protocol.content import (
     ConfigFile,
     ExecProbe,
@@ -21,6 +26,7 @@ from edgewise.protocol.content import (
     Probe,
     Probes,
     ProcessApp,
+    SealedSecret,
 )
 from edgewise.roles.agent import local_status
 from edgewise.testing.small_hub import PLATFORM, SmallHub
@@ -122,6 +128,8 @@ async def test_a_release_travels_runs_and_is_receipted(node: Node) -> None:
     status = local_status(node.state)
     assert (status["running"], status["phase"], status["fleet"]) == (release, "Idle", "f")
     await until(lambda: node.hub.observations[-1].running == release)
+    mode = "session" if "--sessions" in node.options else "cgroup"
+    assert node.hub.observations[-1].mode == mode
     assert node.hub.observations[-1].health == "Healthy"
 
 
@@ -195,3 +203,27 @@ async def test_drift_is_corrected_and_a_file_that_left_the_config_is_removed(nod
     second = await node.hub.publish(web, FilesConfig("c", files[:1]), stable=first)
     assert await node.outcome(second) == "Succeeded"
     assert not (node.root / "etc/b").exists()
+
+
+async def test_a_secret_is_opened_on_the_node_and_lies_nowhere_else(node: Node) -> None:
+    recipient = str(MachineIdentity(node.state / "identity").age_identity().to_public())
+    sealed = pyrage.encrypt(
+        encode({"password": "hunter2-hunter2"}), [pyrage.x25519.Recipient.from_str(recipient)]
+    )
+    digest, source = Digest.of(sealed).sha256, "5" * 64
+    await node.hub.objects.put(digest, sealed)
+    node.hub.seal(source, digest)
+    secret = SealedSecret("mqtt", source, "/run/secrets/mqtt", ("password",))
+    script = '#!/bin/sh\ntest -r "$2/run/secrets/mqtt/password" || exit 9\nexec sleep 1000\n'
+    app = await node.app("web", script)
+    app = msgspec.structs.replace(app, command=("./run", "web", str(node.root)))
+    first = await node.hub.publish(app, secret)
+    assert await node.outcome(first) == "Succeeded", node.log()
+    written = node.root / "run/secrets/mqtt/password"
+    assert written.read_text() == "hunter2-hunter2"
+    assert written.stat().st_mode & 0o777 == 0o400
+    for path in node.state.rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes()
+    second = await node.hub.publish(app, stable=first)
+    assert await node.outcome(second) == "Succeeded"
+    assert not written.exists()

@@ -44,6 +44,8 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     platform: str = ""
     version: str = ""
     """Of the agent."""
+    mode: str = ""
+    """How it holds apps together: ``cgroup``, or ``session`` where no cgroup is writable."""
     boot_id: str = ""
     free_bytes: int = 0
     channel: int = 0

@@ -225,6 +225,7 @@ class _Agent:
             version=__version__,
             boot_id=machine.facts().boot_id,
             zone=_zone(),
+            mode=machine.facts().mode,
         )
         rollout = NodeRollout(
             about,

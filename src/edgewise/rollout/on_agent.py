@@ -50,6 +50,8 @@ class About:
     boot_id: str
     zone: str = "UTC"
     """IANA name of the node's own time zone."""
+    mode: str = ""
+    """How apps are held together: cgroup or session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +415,7 @@ class NodeRollout:
             progress=self._progress if phase == "Downloading" else 0.0,
             platform=self._about.platform,
             version=self._about.version,
+            mode=self._about.mode,
             boot_id=self._about.boot_id,
             free_bytes=free,
             channel=self._kept.channel.sequence if self._kept.channel else 0,
