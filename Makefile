@@ -10,7 +10,7 @@ list:
 	@echo "make test        checks and fast tests (what .ci/run calls)"
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
-	@echo "make schemas     write schemas/, docs/openapi.json and the tables of docs/fleet-repo.md"
+	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -43,7 +43,8 @@ demo: setup
 schemas: setup
 	$(BIN)/python -m edgewise schema --write schemas
 	$(BIN)/python scripts/reference
-	$(BIN)/python scripts/openapi
+	$(BIN)/python -m edgewise openapi --write docs/openapi.json
+	$(BIN)/python -m edgewise reference --write docs/cli.md
 
 bench-%: setup
 	$(BIN)/python bench/$*.py $(ARGS)

@@ -1,73 +1,126 @@
-"""``edgewise agent``: run it on this machine, join, look inside without a hub."""
+"""``edgewise agent``: join, run, and what this node is, from its own files."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgewise.cli.session import Session
+from edgewise.cli.relay import become, writable
+from edgewise.cli.session import Session, short
+from edgewise.model.errors import BadUsage, NeedsPerson
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
-State = Annotated[Path, typer.Option(help="The node's state directory.")]
+State = Annotated[Path, typer.Option(help="Directory of this node.")]
 STATE = Path("/var/lib/edgewise")
 
 
 @app.callback()
 def _group() -> None:
-    """The agent on this machine."""
+    """The agent of this node."""
 
 
-@app.command("run", help="Run the agent in the foreground; apps go on when it ends.")
-def run(
-    state: State = STATE,
-    token: Annotated[str, typer.Option(help="Join with it first, if need be.")] = "",
-    name: Annotated[str, typer.Option(help="Name to join as; default: the host name.")] = "",
-    root: Annotated[Path, typer.Option(help="Prefix for paths of configs.")] = Path("/"),
-    stop_apps: Annotated[bool, typer.Option(help="Stop the apps with it.")] = False,
-) -> None:
-    # Becomes the agent's own program: what this command has imported must not stay in memory.
-    command = [sys.executable, "-m", "edgewise.roles.agent"]
-    command += ["--state", str(state), "--root", str(root)]
-    command += ["--name", name] if name else []
-    command += ["--stop-apps"] if stop_apps else []
-    environment = {**os.environ, **({"EDGEWISE_TOKEN": token} if token else {})}
-    os.execve(sys.executable, command, environment)
-
-
-@app.command("join", help="Join with a token from `edgewise node token`; may be repeated.")
+@app.command("join", help="Join this machine as a node. Repeating it is harmless.")
 def join(
-    token: Annotated[str, typer.Argument(help="ew1...")],
+    ctx: typer.Context,
+    token: Annotated[str, typer.Argument(help="Of `edgewise node token`: ew1...")],
+    name: Annotated[str, typer.Option(help="Its name; default: the machine's.")] = "",
     state: State = STATE,
-    name: Annotated[str, typer.Option(help="Name to join as; default: the host name.")] = "",
 ) -> None:
     import asyncio
 
-    from edgewise.roles.agent import host_name
+    from edgewise.model.names import is_name
+    from edgewise.roles.agent import host_name, read_card
     from edgewise.roles.worker import InProcessWorker
+    from edgewise.runtime.credentials import CredentialFiles
 
-    worker = InProcessWorker(state)
-    asyncio.run(worker.join(token, name or host_name()))
-    typer.echo(f"joined as {worker.identity.card().spiffe_id}")
+    session = Session.of(ctx)
+    state = writable(state)
+    if CredentialFiles(state / "identity").exist:
+        session.done(f"joined already as {read_card(state).spiffe_id}")
+        return
+    name = name or host_name()
+    if not is_name(name):
+        raise BadUsage(
+            f"{name!r} cannot be a node's name", hint="give one of a-z, 0-9 and '-' with --name"
+        )
+    asyncio.run(InProcessWorker(state).join(token, name))
+    session.done(f"joined as {read_card(state).spiffe_id}")
+    session.note(f"  next: edgewise agent run --state {state}")
 
 
-@app.command("status", help="What this node is and does, without hub, network or agent.")
+@app.command("run", help="Run what the fleet repo says, until SIGTERM or Ctrl-C.")
+def run(  # noqa: PLR0913 - one parameter is one option of the command line
+    state: State = STATE,
+    root: Annotated[
+        Path, typer.Option(help="Prefix of the absolute paths of configs and secrets.")
+    ] = Path("/"),
+    token: Annotated[str, typer.Option(help="Join first, unless it has.")] = "",
+    name: Annotated[str, typer.Option(help="With --token: the node's name.")] = "",
+    ready: Annotated[Path | None, typer.Option(help="Written once it supervises.")] = None,
+    cgroup: Annotated[
+        Path | None, typer.Option(help="Where the apps' cgroups go; found by itself.")
+    ] = None,
+    sessions: Annotated[
+        bool, typer.Option("--sessions", help="Do without cgroups although there are some.")
+    ] = False,
+    stop_apps: Annotated[
+        bool, typer.Option("--stop-apps", help="Stop the apps with the agent; else they go on.")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+) -> None:
+    from edgewise.runtime.credentials import CredentialFiles
+
+    state = writable(state)
+    token = token or os.environ.get("EDGEWISE_TOKEN", "")
+    if not token and not CredentialFiles(state / "identity").exist:
+        raise NeedsPerson(
+            f"this node has not joined: {state} holds no identity",
+            hint="`edgewise agent join TOKEN`, with a token of `edgewise node token`",
+        )
+    given = ["--state", str(state), "--root", str(root.absolute())]
+    given += ["--name", name] if name else []
+    for option, path in (("--ready", ready), ("--cgroup", cgroup)):
+        given += [option, str(path.absolute())] if path else []
+    flags = {"--sessions": sessions, "--stop-apps": stop_apps, "--json-log": log_json}
+    # By the environment: a command line can be read by everybody on the machine.
+    secret = {"EDGEWISE_TOKEN": token} if token else {}
+    become("agent", given + [flag for flag, on in flags.items() if on], secret)
+
+
+@app.command("status", help="What this node is and runs; needs no hub, network or agent.")
 def status(ctx: typer.Context, state: State = STATE) -> None:
     from edgewise.roles.agent import local_status
 
     session = Session.of(ctx)
-    found = local_status(state)
+    state = state.expanduser()
+    if not state.is_dir():
+        raise BadUsage(f"{state} is not there", hint="name the node's directory with --state")
+    try:
+        found = local_status(state)
+    except PermissionError as error:
+        raise NeedsPerson(f"{error.filename} cannot be read", hint="run it as its owner") from error
     if session.as_json:
         session.json(found)
         return
-    apps = found.pop("apps")
-    failed = found.pop("failed", [])
-    lines = [(key, str(value)) for key, value in found.items()]
-    lines += [("failed", f"{f['release'][:12]}: {f['reason']}") for f in failed]
-    session.table(("", ""), lines, none="nothing")
-    rows = [(a["name"], str(a["pid"] or "-"), str(a["restarts"]), a["log"]) for a in apps]
-    session.table(("app", "pid", "restarts", "log"), rows, none="no app has run here")
+    shown = ("id", "fleet", "phase", "reason", "certificate_until", "problem")
+    facts = [(key.replace("_", " "), str(found.get(key, "") or "")) for key in shown]
+    runs = ("running", "target", "previous")
+    facts += [(key, short(found.get(key, "") or "") or "nothing") for key in runs]
+    owed = found.get("receipts_owed", 0)
+    facts.append(("receipts to send", str(owed) if owed else ""))
+    session.facts(facts)
+    for failed in found.get("failed", ()):
+        typer.echo(f"failed: {failed}")
+    typer.echo("")
+    session.table(
+        ("APP", "PID", "RESTARTS", "LOG"),
+        (
+            (app["name"], str(app["pid"] or "not running"), str(app["restarts"]), app["log"])
+            for app in found["apps"]
+        ),
+        none="No app runs on it.",
+    )

@@ -58,18 +58,22 @@ def ls(ctx: typer.Context) -> None:
 def key(
     ctx: typer.Context, file: Annotated[Path, typer.Argument(help="Where to keep it.")]
 ) -> None:
-    from edgewise.backends.tuf.repository import new_key
+    from edgewise.backends.tuf.repository import new_key, public_pem
     from edgewise.delivery.trust import key_id
 
     session = Session.of(ctx)
     if file.exists():
         raise BadUsage(f"{file} exists already", hint="name another file; keys are not replaced")
-    identifier = key_id(new_key(file).public_key)
+    signer = new_key(file)
+    identifier = key_id(signer.public_key)
+    public = file.with_name(f"{file.name}.pub")
+    public.write_bytes(public_pem(signer))
     if session.as_json:
-        session.json({"file": str(file), "key": identifier})
+        session.json({"file": str(file), "public": str(public), "key": identifier})
         return
     typer.echo(identifier)
     session.note(f"kept in {file}, readable by you only; make a copy that is offline")
+    session.note(f"  next, on the hub's machine: edgewise up --builder-key {public}")
 
 
 @app.command("build", help="Make an artifact of a directory, or of one for each platform.")

@@ -142,7 +142,7 @@ def token(  # noqa: PLR0913 - one parameter is one option of the command line
     role = "relay" if relay else "agent"
     typer.echo(created.token)
     session.note(f"token {created.identifier}, usable until {stamp(created.expires)}")
-    session.note(f"  next: on the machine, `edgewise {role} join --token TOKEN`")
+    session.note(f"  next: on the machine, `edgewise {role} join TOKEN`")
 
 
 @app.command("tokens", help="Join tokens that exist, without their secrets.")

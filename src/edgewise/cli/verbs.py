@@ -22,6 +22,7 @@ class Verb:
 
 
 VERBS = (
+    Verb("up", "up", "Start a hub in one directory.", _SETUP),
     Verb("init", "init", "Write a starter fleet repo that passes.", _SETUP),
     Verb("validate", "validate", "Check a fleet repo without a hub: file, line, hint.", _SETUP),
     Verb("demo", "demo", "The whole story on this machine, in under three minutes.", _SETUP),
@@ -35,10 +36,12 @@ VERBS = (
         "doctor", "doctor", "Check this machine and the hub; every finding has a next move.", _SEE
     ),
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
-    Verb("agent", "agent", "The agent on this machine: run, join, look inside.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What exactly a release puts on nodes.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
+    Verb("agent", "agent", "On a node: join, run, see what it does.", _FLEET),
+    Verb("relay", "relay", "On a region's relay: join and run.", _FLEET),
     Verb("schema", "schema", "JSON Schemas of the documents, for editors and CI.", _SETUP),
+    Verb("openapi", "openapi", "The hub's API as OpenAPI 3.1.", _SETUP),
     Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),
 )

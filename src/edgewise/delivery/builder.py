@@ -85,7 +85,7 @@ def sign_builds(
     if trust.key_id(signer.public_key) not in current.keys:
         raise Forbidden(
             f"key {trust.key_id(signer.public_key)[:12]} may not sign builds",
-            hint="have an administrator add it: `edgewise artifact key --add PUBLIC`",
+            hint="add FILE.pub on the hub's machine: `edgewise key add FILE.pub` (docs/trust.md)",
         )
     before: Targets | None = None
     if current.metadata:

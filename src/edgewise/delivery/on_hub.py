@@ -58,9 +58,9 @@ class Publisher:
         objects: ObjectStore,
         *,
         clock: Clock,
-        mode: Literal["hub", "builder"] = "hub",
+        mode: Literal["hub", "builder"] | None = "hub",
     ) -> Publisher:
-        """Load the repository, or make it with new keys.
+        """Load the repository, or make it with new keys. ``mode`` None: leave it as it is.
 
         Raises NeedsPerson when the online key is not here, or the mode changed and the
         targets key that has to sign this is not here.
@@ -76,6 +76,16 @@ class Publisher:
         return publisher
 
     # What others read
+
+    @property
+    def mode(self) -> Literal["hub", "builder"]:
+        """Whether the hub signs builds itself."""
+        return self._tuf.mode
+
+    @property
+    def channels_key(self) -> str:
+        """Identifier of the key that signs channels and node records."""
+        return self._tuf.online_id
 
     @property
     def root(self) -> bytes:
@@ -151,15 +161,21 @@ class Publisher:
         """
         await self.publish_releases({release: documents})
 
-    async def publish_releases(self, releases: Mapping[str, Mapping[str, bytes]]) -> None:
-        """``publish_release`` of several with one signature."""
+    async def publish_releases(
+        self, releases: Mapping[str, Mapping[str, bytes]], *, builder_only: bool = False
+    ) -> None:
+        """``publish_release`` of several with one signature.
+
+        ``builder_only``: the fleet repo says ``trust: builder``, so the hub signs nothing,
+        whatever its own mode.
+        """
         for documents in releases.values():
             await self.put_objects(documents)
         async with self._lock:
             waiting = [release for release in releases if not self.is_signed(release)]
             if not waiting:
                 return
-            if self._tuf.mode == "builder":
+            if builder_only or self._tuf.mode == "builder":
                 raise AwaitingBuilder(
                     f"release {waiting[0][:12]} waits for a builder's signature",
                     hint="run `edgewise release sign` in CI for this commit",
@@ -244,6 +260,34 @@ class Publisher:
         async with self._lock:
             await asyncio.to_thread(self._tuf.set_builders, keys, self._clock.now())
             self._changed()
+
+    async def add_builders(self, keys: Sequence[Key]) -> None:
+        """Let these sign builds as well. Without a new one among them nothing is written."""
+        known = self._tuf.builder_keys()
+        ids = {key.keyid for key in known}
+        new = [key for key in keys if key.keyid not in ids]
+        if new:
+            await self.set_builders([*known, *new])
+
+    async def remove_builder(self, identifier: str) -> None:
+        """Trust a builder no longer. Raises NotFound, BadUsage for the hub's own in its mode.
+
+        When it signed the newest ``builds``, nodes take nothing new until another builder
+        signs the next one.
+        """
+        known = self._tuf.builder_keys()
+        gone = [key for key in known if trust.key_id(key).startswith(identifier)]
+        if len(gone) != 1 or len(identifier) < 8:
+            raise NotFound(
+                f"{identifier!r} names {len(gone)} of {len(known)} builder keys",
+                hint="`edgewise key ls` lists them; give at least 8 digits",
+            )
+        if self.mode == "hub" and len(known) == 1:
+            raise BadUsage(
+                "this is the last key that may sign builds",
+                hint="add another first, or start the hub with --trust builder",
+            )
+        await self.set_builders([key for key in known if key not in gone])
 
     async def rotate(self, key: Literal["root", "online"]) -> None:
         """Replace a signing key; nodes follow by themselves.

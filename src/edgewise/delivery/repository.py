@@ -51,11 +51,13 @@ class Repository:
         self,
         files: trust.MetadataFiles,
         keys: trust.TrustKeys,
-        mode: Literal["hub", "builder"],
+        mode: Literal["hub", "builder"] | None,
     ) -> None:
+        """``mode`` None: as it is; a new repository starts with ``hub``."""
         self._files = files
         self._keys = keys
-        self.mode = mode
+        self._wanted = mode
+        self.mode: Literal["hub", "builder"] = mode or "hub"
         self.roles: dict[str, Metadata[Any]] = {}
         self.bytes: dict[str, bytes] = {}
         self._online: CryptoSigner
@@ -69,13 +71,17 @@ class Repository:
             self._create(now)
         else:
             self._load()
+            if self._wanted is None:
+                own = self._keys.signer("builder")
+                held = {key.keyid for key in self.builder_keys()}
+                self.mode = "hub" if own and own.public_key.keyid in held else "builder"
         self._settle(now)
 
     def sign_record(self, record: NodeRecord) -> Signed:
         """The record, signed with the channels key (about 0.1 ms)."""
-        unsigned = Signed("node-record/1", encode(record), self._online_id, b"")
+        unsigned = Signed("node-record/1", encode(record), self.online_id, b"")
         signature = bytes.fromhex(self._online.sign(unsigned.signed_bytes).signature)
-        return Signed("node-record/1", unsigned.payload, self._online_id, signature)
+        return Signed("node-record/1", unsigned.payload, self.online_id, signature)
 
     def key_lines(self, now: datetime) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""
@@ -268,7 +274,7 @@ class Repository:
 
     def _use_online(self, signer: CryptoSigner) -> None:
         self._online = signer
-        self._online_id = trust.key_id(signer.public_key)
+        self.online_id = trust.key_id(signer.public_key)
 
     def _signer(self, role: str) -> CryptoSigner | None:
         if _SIGNER_OF[role] == "online":

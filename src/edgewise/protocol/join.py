@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from edgewise.model.errors import BadUsage
+from edgewise.model.errors import BadUsage, Untrusted
 from edgewise.protocol.codec import decode, encode
 
 _PREFIX = "ew1."
@@ -45,9 +45,9 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         packed = stripped.removeprefix(_PREFIX)
         try:
             data = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        except ValueError as error:
+            return decode(data, cls, what="join token", at_most=16 << 10)
+        except (ValueError, Untrusted) as error:
             raise BadUsage("the join token is damaged", hint="copy it again, whole") from error
-        return decode(data, cls, what="join token", at_most=16 << 10)
 
 
 class JoinRequest(msgspec.Struct, frozen=True):

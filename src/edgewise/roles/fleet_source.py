@@ -100,6 +100,11 @@ class FleetSource:
         """What people encrypt secrets in git to (``age1...``)."""
         return self._parts.secrets.recipient
 
+    @property
+    def trust(self) -> str:
+        """Who signs what runs: ``hub`` or ``builder``."""
+        return self._parts.publisher.mode
+
     async def run(self) -> None:
         """Look whenever there may be something new, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

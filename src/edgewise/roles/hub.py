@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, cast
 
@@ -17,10 +18,10 @@ import msgspec
 import uvloop
 
 from edgewise.backends.sqlite.database import Database
-from edgewise.model.errors import EdgewiseError
+from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.quantity import parse_duration
-from edgewise.net.api.journal import Journal
-from edgewise.net.server import Server
+from edgewise.net.api.journal import Journal, JournaledLog
+from edgewise.net.server import Server, tune_memory
 from edgewise.net.waiters import Waiters
 from edgewise.roles.fleet_source import FleetSource
 from edgewise.roles.hub_parts import HubSettings, Upkeep, assemble
@@ -45,8 +46,14 @@ class Hub:
     upkeep: Upkeep
     suspicions: asyncio.Queue[tuple[str, str]]
     journal: Journal
+    decisions: JournaledLog
     log: Log
     _closed: bool = field(default=False, init=False)
+
+    @property
+    def trust(self) -> str:
+        """Who signs what runs: ``hub`` or ``builder``."""
+        return self.source.trust
 
     async def run(self) -> None:
         """Everything that goes on by itself, until cancelled."""
@@ -55,6 +62,7 @@ class Hub:
             tasks.create_task(self.source.run())
             tasks.create_task(self.upkeep.run())
             tasks.create_task(self._note_suspicions())
+            tasks.create_task(self.decisions.run())
             for waiters in self.waiters:
                 tasks.create_task(waiters.run())
 
@@ -99,6 +107,7 @@ async def open_hub(settings: HubSettings, *, log: Log | None = None) -> Hub:
         parts.upkeep,
         parts.suspicions,
         parts.journal,
+        parts.decisions,
         log,
     )
 
@@ -121,6 +130,7 @@ async def run(settings: HubSettings, ready: Callable[[Hub], None] | None = None)
         hub.log.event("serving", url=hub.url, data=str(settings.data))
         if ready is not None:
             ready(hub)
+        tune_memory()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -134,8 +144,19 @@ async def run(settings: HubSettings, ready: Callable[[Hub], None] | None = None)
         await hub.close()
 
 
+def duration(option: str, text: str) -> timedelta:
+    """``90s``, ``5m``. Raises BadUsage for anything that is not, or not above zero."""
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        raise BadUsage(f"{option}: {error}") from error
+    if found <= timedelta():
+        raise BadUsage(f"{option} {text} is not above zero", hint="for example 60s")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m edgewise.roles.hub``: what `edgewise up` runs."""
+    """``python -m edgewise.roles.hub``: `edgewise up` without the words."""
     parser = argparse.ArgumentParser(prog="edgewise.roles.hub", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--listen", default="127.0.0.1:8443")
@@ -143,7 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", action="append", default=[])
     parser.add_argument("--branch", default="main")
     parser.add_argument("--git-url", default="")
-    parser.add_argument("--trust", choices=("hub", "builder"), default="hub")
+    parser.add_argument("--poll", default="1m")
+    parser.add_argument("--trust", choices=("hub", "builder"))
+    parser.add_argument("--builder-key", action="append", default=[], type=Path)
+    parser.add_argument("--webhook-secret", type=Path)
     parser.add_argument("--hold", default="60s")
     parser.add_argument("--log-json", action="store_true")
     given = parser.parse_args(arguments)
@@ -155,8 +179,11 @@ def main(arguments: list[str] | None = None) -> int:
             urls=tuple(given.url),
             branch=given.branch,
             git_url=given.git_url,
-            trust=cast(Literal["hub", "builder"], given.trust),
-            hold=parse_duration(given.hold),
+            poll=duration("--poll", given.poll),
+            trust=cast(Literal["hub", "builder"] | None, given.trust),
+            builder_keys=tuple(given.builder_key),
+            hold=duration("--hold", given.hold),
+            webhook_secret=given.webhook_secret,
             log_json=given.log_json,
         )
         uvloop.run(run(settings))

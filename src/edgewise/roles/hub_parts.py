@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from edgewise import __version__
 from edgewise.backends.files.objects import FileObjects
@@ -23,16 +25,15 @@ from edgewise.backends.sqlite.enrolments import SqliteEnrolments
 from edgewise.backends.sqlite.hub import SqliteHub
 from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.backends.sqlite.source import SqliteCommits
-from edgewise.backends.tuf.repository import FileKeys, FileMetadata
+from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_public
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
-from edgewise.identity.rotation import Validity, renew_at
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
-from edgewise.net.api.journal import Journal
+from edgewise.net.api.journal import Journal, JournaledLog
 from edgewise.net.api.records import Records
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
@@ -79,7 +80,10 @@ class HubSettings:
     git_url: str = ""
     """Repository to follow; empty: the hub's own, by `git push`."""
     poll: timedelta = timedelta(minutes=1)
-    trust: Literal["hub", "builder"] = "hub"
+    trust: Literal["hub", "builder"] | None = None
+    """None: as the data directory has it; a new one starts with ``hub``."""
+    builder_keys: tuple[Path, ...] = ()
+    """Public keys that may sign builds, besides those that may already."""
     hold: timedelta = timedelta(seconds=60)
     """How long polls are held: the heartbeat of nodes that have nothing to say."""
     webhook_secret: Path | None = None
@@ -98,7 +102,8 @@ class Upkeep:
     credentials: CredentialFiles
     hosts: Hosts
     tls: ssl.SSLContext
-    validity: Validity
+    operator: Callable[[], bool]
+    """Keeps the first operator's folder; whether it had to write there."""
     clock: Clock
     chance: Chance
     log: Log
@@ -122,12 +127,11 @@ class Upkeep:
         await self.objects.collect(keep, unused_since=before)
 
     def renew_certificate(self) -> None:
-        """Make the hub's certificate anew once half of its life is over."""
-        if self.clock.now() < renew_at(self.validity, self.chance.fraction()):
-            return
-        issued = self.authority.issue_hub(self.credentials, self.hosts)
-        self.validity = Validity(issued.not_before, issued.not_after)
-        reload(self.tls, self.credentials)
+        """Make the hub's certificate, and the operator's, anew once half of its life is over."""
+        if self.authority.keep_hub(self.credentials, self.hosts, self.chance.fraction()):
+            reload(self.tls, self.credentials)
+        if self.operator():
+            self.log.event("operator's certificate written")
 
     @property
     def identity(self) -> str:
@@ -161,6 +165,7 @@ class Assembled:
     upkeep: Upkeep
     suspicions: asyncio.Queue[tuple[str, str]]
     journal: Journal
+    decisions: JournaledLog
 
 
 @dataclass(slots=True)
@@ -184,7 +189,7 @@ async def assemble(
 ) -> Assembled:
     """Open everything below the data directory and connect it."""
     host, port = _address(settings.listen)
-    urls = settings.urls or (f"https://{host}:{port}",)
+    urls = _urls(settings, host, port)
     stores = await _open_stores(settings, clock, database)
     publisher, records, journal = stores.publisher, stores.records, stores.journal
     board = Board(publisher, log)
@@ -195,19 +200,21 @@ async def assemble(
         ExecAndHttpGates(),
         Notices(journal, log),
     )
-    rollouts = Rollouts(outside, clock, chance, log)
+    decisions = JournaledLog(log, journal)
+    rollouts = Rollouts(outside, clock, chance, decisions)
     await rollouts.start()
     roster = PeopleAndMachines(stores.enrolments)
     await roster.load()
     authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
-    upkeep, tls = _upkeep(settings, authority, stores, (clock, chance, log), (host, *urls))
     source = _source(settings, stores, rollouts, roster, (clock, chance, log))
-    authority.issue_operator(
-        "admin",
-        settings.data / "operator",
-        urls[0],
-        age_recipient=source.recipient,
-        data=str(settings.data.resolve()),
+
+    def operator() -> bool:
+        folder, data = settings.data / "operator", str(settings.data.resolve())
+        recipient = source.recipient
+        return authority.keep_operator("admin", folder, urls[0], age_recipient=recipient, data=data)
+
+    upkeep, tls = _upkeep(
+        settings, authority, stores, (clock, chance, log), (host, *urls), operator
     )
     waiters = Waiters(clock, chance, settings.hold), Waiters(clock, chance, settings.hold)
     suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
@@ -225,7 +232,7 @@ async def assemble(
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
     enroller = Enroller(stores.enrolments, authority, place, clock, chance, log)
     view = View(
-        settings.organisation, __version__, settings.trust, roster, rollouts, stores.rollouts,
+        settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock,
     )  # fmt: skip
     groups = Groups(
@@ -242,9 +249,10 @@ async def assemble(
     )
     git = GitHttp(stores.repository.directory, _may_use_git, source.pushed)
     server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
+    server.on_refused = journal.refused
     return Assembled(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
-        journal,
+        journal, decisions,
     )  # fmt: skip
 
 
@@ -291,6 +299,7 @@ async def _open_stores(settings: HubSettings, clock: Clock, database: Database) 
         clock=clock,
         mode=settings.trust,
     )
+    await publisher.add_builders([load_public(file) for file in settings.builder_keys])
     store = SqliteHub(database)
 
     async def sign(payload: bytes) -> Signed:
@@ -298,6 +307,7 @@ async def _open_stores(settings: HubSettings, clock: Clock, database: Database) 
 
     records = Records(store, sign)
     await records.load(_record)
+    await records.signed_with(publisher.channels_key)
     repository = GitRepository(
         data / "git" / "fleet.git", Origin(settings.branch, settings.git_url)
     )
@@ -325,20 +335,21 @@ def _upkeep(
     stores: Stores,
     outside: tuple[Clock, Chance, Log],
     places: tuple[str, ...],
+    operator: Callable[[], bool],
 ) -> tuple[Upkeep, ssl.SSLContext]:
-    """The hub's certificate is made anew at every start: its hosts may have changed."""
+    """The hub's certificate, the operator's, and what keeps both."""
     clock, chance, log = outside
     host, *urls = places
     own = () if host in ("", "0.0.0.0", "::") else (host,)
     named = Hosts.of_urls(urls)
     hosts = Hosts.of(dict.fromkeys((*own, *named.names, *named.addresses, "localhost")))
     credentials = CredentialFiles(settings.data / "pki" / "hub")
-    issued = authority.issue_hub(credentials, hosts)
+    authority.keep_hub(credentials, hosts, chance.fraction())
+    operator()
     tls = server_context(credentials)
-    validity = Validity(issued.not_before, issued.not_after)
     upkeep = Upkeep(
         stores.publisher, stores.objects, stores.records, authority, credentials, hosts, tls,
-        validity, clock, chance, log,
+        operator, clock, chance, log,
     )  # fmt: skip
     return upkeep, tls
 
@@ -371,5 +382,27 @@ def _address(listen: str) -> tuple[str, int]:
     if int(port):
         return host, int(port)
     # Tokens carry the address, so it has to be known before anything is made with it.
-    with socket.create_server((host, 0)) as probe:
-        return host, int(probe.getsockname()[1])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, 0), family=family) as probe:
+            return host, int(probe.getsockname()[1])
+    except OSError as error:
+        raise BadUsage(
+            f"cannot listen on {host}: {error.strerror or error}",
+            hint="choose an address of this machine with --listen HOST:PORT",
+        ) from error
+
+
+def _urls(settings: HubSettings, host: str, port: int) -> tuple[str, ...]:
+    """What tokens carry. Raises BadUsage for what no node could reach."""
+    for url in settings.urls:
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.path.strip("/"):
+            raise BadUsage(f"--url {url!r} is not like https://hub.example.org:8443")
+    if not settings.urls and host in ("", "0.0.0.0", "::"):
+        raise BadUsage(
+            f"{host}:{port} does not say where nodes reach this hub",
+            hint=f"add --url https://NAME-OF-THIS-MACHINE:{port}",
+        )
+    shown = f"[{host}]" if ":" in host else host
+    return tuple(url.rstrip("/") for url in settings.urls) or (f"https://{shown}:{port}",)

@@ -172,7 +172,34 @@ class Authority:
         """
         files = CredentialFiles(folder)
         self._issue_own(files, self.organisation.user(name), Hosts())
-        context = OperatorContext(
+        context = self._context(name, files, url, age_recipient=age_recipient, data=data)
+        write_private(folder / "context.json", encode(context))
+        return context
+
+    def keep_operator(
+        self, name: str, folder: Path, url: str, *, age_recipient: str = "", data: str = ""
+    ) -> bool:
+        """``issue_operator`` where the certificate is missing or half used up; else only the
+        context, where it says something else. Returns whether anything was written.
+
+        A copy that a person made of the folder stays good as long as its certificate.
+        """
+        files = CredentialFiles(folder)
+        whole = files.exist and files.root_certificates() == self.roots
+        if not whole or self.clock.now() >= renew_at(validity_of(files.leaf()), 0.5):
+            self.issue_operator(name, folder, url, age_recipient=age_recipient, data=data)
+            return True
+        kept = folder / "context.json"
+        context = self._context(name, files, url, age_recipient=age_recipient, data=data)
+        if kept.exists() and kept.read_bytes() == encode(context):
+            return False
+        write_private(kept, encode(context))
+        return True
+
+    def _context(
+        self, name: str, files: CredentialFiles, url: str, *, age_recipient: str, data: str
+    ) -> OperatorContext:
+        return OperatorContext(
             url=url,
             organisation=self.organisation.name,
             user=name,
@@ -183,8 +210,6 @@ class Authority:
             age_recipient=age_recipient,
             data=data,
         )
-        write_private(folder / "context.json", encode(context))
-        return context
 
     def _issue_own(self, credentials: CredentialFiles, identity: SpiffeId, hosts: Hosts) -> Issued:
         key = make_key()

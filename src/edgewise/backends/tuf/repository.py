@@ -6,19 +6,25 @@ Keys are PEM (PKCS#8, ed25519), mode 0600, one file each, so that ``root.pem`` a
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 
-from edgewise.delivery.trust import MetadataFiles, TrustKeys
+from edgewise.delivery.trust import MetadataFiles, TrustKeys, public_bytes, tuf_key
 from edgewise.model.errors import NeedsPerson
 from edgewise.runtime.durable import disk_error, sync_directory, write_durably
 
@@ -54,14 +60,19 @@ class FileMetadata:
 
 
 class FileKeys:
-    """``directory`` is the hub's ``keys``."""
+    """``directory`` is the hub's ``keys``; ``offline`` one that is only there for a while,
+    with ``root.pem`` or ``targets.pem`` from the safe."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, offline: Path | None = None) -> None:
         self._directory = directory
+        self._offline = offline
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, name: str) -> Path:
-        """Where the key is or would be."""
+        """Where the key is or would be: successors lie beside what they succeed."""
+        first = name.partition(".")[0]
+        if self._offline is not None and (self._offline / f"{first}.pem").exists():
+            return self._offline / f"{name}.pem"
         return self._directory / f"{name}.pem"
 
     def signer(self, name: str) -> CryptoSigner | None:
@@ -80,7 +91,7 @@ class FileKeys:
         if following.exists():
             os.replace(self.path(name), self.path(f"{name}.old"))
             os.replace(following, self.path(name))
-            sync_directory(self._directory)
+            sync_directory(self.path(name).parent)
 
 
 def new_key(path: Path) -> CryptoSigner:
@@ -93,6 +104,26 @@ def new_key(path: Path) -> CryptoSigner:
     except OSError as error:
         raise disk_error(error, path.parent) from error
     return CryptoSigner(key)
+
+
+def public_pem(signer: CryptoSigner) -> bytes:
+    """What a hub has to know of a builder's key."""
+    head, foot = b"-----BEGIN PUBLIC KEY-----", b"-----END PUBLIC KEY-----"
+    return b"\n".join((head, base64.b64encode(public_bytes(signer.public_key)), foot, b""))
+
+
+def load_public(path: Path) -> Key:
+    """The public key in a PEM file. Raises NeedsPerson for anything else."""
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise NeedsPerson(
+            f"{path} is not a public key: {error}",
+            hint="`edgewise artifact key FILE` writes FILE.pub for this",
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise NeedsPerson(f"{path} is not an ed25519 key", hint="`edgewise artifact key` makes one")
+    return tuf_key(key)
 
 
 def load_key(path: Path) -> CryptoSigner:

@@ -87,6 +87,11 @@ class Records:
             self._remember(kept, record)
         return tuple(kept.name for kept, _ in fresh)
 
+    async def signed_with(self, key_id: str) -> None:
+        """Sign again what another key signed: the channels key changed while we were away."""
+        if any(kept.signed and kept.signed.key_id != key_id for kept in self._kept.values()):
+            await self.sign_again()
+
     async def sign_again(self) -> None:
         """The channels key has changed: sign every record with the new one."""
         names = {
