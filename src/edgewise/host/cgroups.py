@@ -6,6 +6,7 @@ Linux 5.14; before it, the members are killed until none is left.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -71,7 +72,7 @@ class Cgroups:
         """
         path = self.path(name)
         try:
-            path.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True, parents=True)
             if "memory" in self.limits:
                 (path / "memory.max").write_text(str(memory_bytes or "max"))
             if "cpu" in self.limits:
@@ -128,8 +129,8 @@ class Cgroups:
         path.rmdir()
 
     def dissolve(self) -> None:
-        """Remove the agent's own directory, when no app is in it any more."""
-        if not any(p.is_dir() for p in self.parent.iterdir()):
+        """Remove the agent's own directory, unless an app is in it."""
+        with contextlib.suppress(OSError):  # not empty, or gone already
             self.parent.rmdir()
 
 

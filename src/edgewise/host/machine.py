@@ -109,6 +109,8 @@ class HostMachine:
         if self.notify._socket is not None:
             asyncio.get_running_loop().remove_reader(self.notify._socket)
         self.notify.close()
+        if self._cgroups is not None:
+            self._cgroups.dissolve()
 
     # Starting and finding again
 
