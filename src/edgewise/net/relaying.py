@@ -186,7 +186,7 @@ class RelayRoutes:
         self.relaying.admit(node)
         taken = await self.relaying.hear(node, call.body)
         reply = await self.relaying.reply(node, call.body, taken)
-        if reply is None:
+        if reply is None and call.body.hold_s > 0:  # a report must not end the held poll
             await self.waiters.hold(Standing(node))
             self.relaying.admit(node)
             reply = await self.relaying.reply(node, call.body)

@@ -96,6 +96,18 @@ async def test_a_hold_that_ends_without_news_is_an_empty_answer() -> None:
     loop.cancel()
 
 
+async def test_a_report_is_answered_at_once_and_leaves_the_held_poll_alone() -> None:
+    relay = Relay()
+    await relay.relaying.learn(news(channel(1, stable=A), records=FLEET, cursor=1))
+    poll = relay.poll("n1", SyncRequest(1, "shops", 1))
+    await settle()
+    report = relay.poll("n1", SyncRequest(1, "shops", 1, runs(A), hold_s=0.0))
+    assert await report is None
+    assert len(relay.waiters) == 1
+    assert not poll.done()
+    poll.cancel()
+
+
 async def test_a_node_of_another_region_or_organisation_is_refused() -> None:
     relay = Relay()
     with pytest.raises(Forbidden, match="another region"):
