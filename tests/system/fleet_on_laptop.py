@@ -9,14 +9,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from edgewise.cli.client import Client, Context
 from edgewise.model.errors import EdgewiseError
-from edgewise.protocol.api import NodeSummary, RolloutSummary, TokenCreated, TokenRequest, Trace
+from edgewise.protocol.api import (
+    HubStatus,
+    NodeDetail,
+    NodeSummary,
+    RolloutCommand,
+    RolloutSummary,
+    TokenCreated,
+    TokenRequest,
+    Trace,
+)
 from edgewise.roles.demo_fleet import DemoNode, fleet_repo, program
 from edgewise.roles.laptop import Laptop, Link, RoleProcess, laptop
 
@@ -130,16 +139,27 @@ class Fleet:
 
     async def commit(self, version: str) -> str:
         """Commit and push the fleet repo with this version; returns the commit id."""
+        return await self.change(self.files(version), f"hello {version}")
+
+    def files(self, version: str) -> dict[str, str]:
+        """The fleet repo with this version."""
+        files = fleet_repo(self.nodes, version, f"hello {version}")
+        return files | {"policies/careful.yaml": _POLICY}
+
+    async def change(self, files: Mapping[str, str | None], subject: str) -> str:
+        """Write (or, with None, remove) these files of the fleet repo, commit and push."""
         if not self._repo.exists():
             await self.laptop.run("git", "init", "-q", "-b", "main", str(self._repo))
-        files = fleet_repo(self.nodes, version, f"hello {version}")
-        for path, text in (files | {"policies/careful.yaml": _POLICY}).items():
+        for path, text in files.items():
             file = self._repo / path
+            if text is None:
+                file.unlink()
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         git = ("git", "-C", str(self._repo), "-c", "user.name=T", "-c", "user.email=t@example")
         await self.laptop.run(*git, "add", "-A")
-        await self.laptop.run(*git, "commit", "-q", "-m", f"hello {version}")
+        await self.laptop.run(*git, "commit", "-q", "-m", subject)
         await self.edgewise("push", "-C", str(self._repo))
         return await self.laptop.run(*git, "rev-parse", "HEAD")
 
@@ -160,6 +180,20 @@ class Fleet:
 
     def online(self) -> int:
         return sum(n.online for n in self.client().pages("/v1/nodes", NodeSummary).items)
+
+    def status(self) -> HubStatus:
+        return self.client().get("/v1/status", HubStatus)
+
+    def node(self, name: str) -> NodeDetail:
+        return self.client().get(f"/v1/nodes/{name}", NodeDetail)
+
+    def act(self, path: str, reason: str = "") -> None:
+        """POST a person's command, such as ``/v1/nodes/node-1/hold``."""
+        self.client().command(path, RolloutCommand(reason))
+
+    def rollout(self, commit: str) -> RolloutSummary | None:
+        """The rollout of a commit, once it is there."""
+        return next(iter(self.trace(commit).rollouts), None)
 
     def trace(self, commit: str) -> Trace:
         return self.client().get(f"/v1/commits/{commit}", Trace)

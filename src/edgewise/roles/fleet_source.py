@@ -8,6 +8,7 @@ is killed anywhere repeats the look and ends in the same place.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -162,8 +163,9 @@ class FleetSource:
         await parts.publisher.publish_releases(
             {fleet.release: fleet.documents for fleet in compiled.fleets.values()}
         )
+        kept = {one.name for one in parts.roster.all() if one.quarantined}
         for fleet in compiled.fleets.values():
-            decision = await parts.rollouts.propose(_proposal(fleet, compiled), actor="git")
+            decision = await parts.rollouts.propose(_proposal(fleet, compiled, kept), actor="git")
             parts.log.decision(
                 "proposed", because=decision.reason, fleet=fleet.name, way=decision.way
             )
@@ -293,13 +295,14 @@ async def inputs_of(publisher: Publisher, roster: PeopleAndMachines) -> Inputs:
     return Inputs(dict(publisher.artifacts()), joined)
 
 
-def _proposal(fleet: CompiledFleet, compiled: Compiled) -> Proposal:
+def _proposal(fleet: CompiledFleet, compiled: Compiled, kept: Set[str]) -> Proposal:
+    """``kept``: nodes in quarantine. They get nothing, so no rollout may wait for them."""
     members = {
         name: MemberPlan(
             member.selection,
             fleet.stages[name],
             group_of(name, member.labels, fleet.rules),
-            member.held,
+            member.held or name in kept,
         )
         for name, member in fleet.members.items()
     }
