@@ -288,7 +288,9 @@ class _Agent:
 
     async def _keep_files(self, rollout: NodeRollout) -> None:
         while True:
-            await self._clock.sleep(rollout.drift_interval())
+            rollout.moved.clear()
+            if await self._happens(rollout.moved, rollout.drift_interval()):
+                continue  # another release runs, with an interval of its own
             await rollout.converge()
 
     async def _keep_logs(self, machine: HostMachine) -> None:
@@ -302,7 +304,7 @@ class _Agent:
         while True:
             wait = renew_at(upstream.card.validity, fraction) - self._clock.now()
             if wait > timedelta() and not upstream.refused.is_set():
-                await self._refused_or(upstream, min(wait, RENEW_LOOK))
+                await self._happens(upstream.refused, min(wait, RENEW_LOOK))
                 continue
             expired = self._clock.now() >= upstream.card.not_after
             try:
@@ -315,14 +317,15 @@ class _Agent:
                 self._log.event("renewed", until=upstream.card.not_after.isoformat())
                 backoff.reset()
 
-    async def _refused_or(self, upstream: Upstream, wait: timedelta) -> None:
-        sleeping = asyncio.ensure_future(self._clock.sleep(wait))
-        refused = asyncio.ensure_future(upstream.refused.wait())
+    async def _happens(self, event: asyncio.Event, within: timedelta) -> bool:
+        sleeping = asyncio.ensure_future(self._clock.sleep(within))
+        happening = asyncio.ensure_future(event.wait())
         try:
-            await asyncio.wait({sleeping, refused}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sleeping, happening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleeping.cancel()
-            refused.cancel()
+            happening.cancel()
+        return event.is_set()
 
     async def _watchdog(self) -> None:
         """Tell the service manager that the loop turns (sd_watchdog_enabled(3))."""

@@ -86,6 +86,8 @@ class NodeRollout:
         self._progress = 0.0
         self._signed: dict[int, Signed] = {}
         self._hold = FIRST_HOLD
+        self.moved = asyncio.Event()
+        """Another release runs than before."""
 
     @property
     def node(self) -> Node:
@@ -137,6 +139,8 @@ class NodeRollout:
         """One step: decide, save, then pass the actions on to the work."""
         async with self._turn:
             node, actions = step(self.node, event, self._parts.clock.now())
+            if node.running != self.node.running:
+                self.moved.set()
             await self._save(msgspec.structs.replace(self._kept, node=node))
             for action in actions:
                 if isinstance(action, (machine.BeginFetch, machine.StopFetching)):

@@ -110,6 +110,18 @@ async def test_a_new_node_takes_the_stable_release_and_says_so() -> None:
     assert world.line.heard[-1].channel == 1
 
 
+async def test_who_looks_at_files_is_told_that_another_release_has_its_own_interval() -> None:
+    world = World()
+    await world.on_a()
+    async with world.agent() as rollout:
+        await world.run(10)
+        rollout.moved.clear()
+        world.line.say(channel(2, A, B))
+        await world.run(60)
+        assert rollout.node.running == B
+        assert rollout.moved.is_set()
+
+
 async def test_a_candidate_arrives_and_a_signed_receipt_goes_up() -> None:
     world = World()
     await world.on_a()
