@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from edgewise.cli.client import Client, Context
 from edgewise.model.errors import EdgewiseError
@@ -100,15 +100,16 @@ class Fleet:
         """Everything, and both nodes online."""
         await self.start_hub()
         await self.start_relay(await self.token(TokenRequest("relay", {}, REGION)))
-        self.nodes = (
-            DemoNode("node-1", REGION, "canary", free_port()),
-            DemoNode("node-2", REGION, "stable", free_port()),
-        )
-        for node in self.nodes:
-            labels = {"region": REGION, "ring": node.ring}
-            token = await self.token(TokenRequest("node", labels, REGION, via=REGION))
-            await self.start_agent(node.name, token)
-        await self.until(lambda: self.online() == 2, "both nodes online")
+        await self.add_node("node-1", "canary")
+        await self.add_node("node-2", "stable")
+
+    async def add_node(self, name: str, ring: Literal["canary", "stable"]) -> None:
+        """One more node behind the relay, online."""
+        self.nodes += (DemoNode(name, REGION, ring, free_port()),)
+        labels = {"region": REGION, "ring": ring}
+        token = await self.token(TokenRequest("node", labels, REGION, via=REGION))
+        await self.start_agent(name, token)
+        await self.until(lambda: self.online() == len(self.nodes), f"{name} online")
 
     async def kill(self, name: str) -> None:
         """SIGKILL: no chance to say goodbye."""

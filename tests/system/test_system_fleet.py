@@ -120,3 +120,16 @@ async def test_ready_files_say_where_and_who_each_role_is(fleet: Fleet) -> None:
         said = json.loads((directory / "ready.json").read_bytes())
         assert said["spiffe_id"] == identity
         assert alive(said["pid"])
+
+
+async def test_a_quarantined_node_gets_nothing_from_its_relay_until_it_is_released(
+    fleet: Fleet,
+) -> None:
+    await fleet.add_node("node-3", "stable")
+    await fleet.roll_out("1.0.0")
+    await asyncio.to_thread(fleet.act, "/v1/nodes/node-2/quarantine", "stolen?")
+    await fleet.until(lambda: "forgotten or quarantined" in fleet.log("node-2"), "it is refused")
+    assert (await fleet.roll_out("2.0.0")).state == "Succeeded"
+    assert fleet.answers() == ["hello 2.0.0", "hello 1.0.0", "hello 2.0.0"]
+    await asyncio.to_thread(fleet.act, "/v1/nodes/node-2/release", "it was found")
+    await fleet.until_all_say("hello 2.0.0", within=120)

@@ -181,7 +181,7 @@ class FleetSource:
         sealed = await self._sealed(compiled) if compiled is not None else {}
         wanted: dict[str, Wanted] = {}
         for enrolled in parts.roster.all():
-            if enrolled.role != "node":
+            if enrolled.role != "node" or enrolled.quarantined:
                 continue
             place = parts.rollouts.placement(enrolled.name)
             fleet = compiled.fleets.get(place.fleet) if compiled and place else None
@@ -260,8 +260,13 @@ class FleetSource:
     async def changed(self, name: str) -> None:
         """A machine joined, was forgotten or quarantined: its record and fleet follow."""
         await self._parts.roster.load()
-        if self._parts.roster.get(name) is None:
+        enrolled = self._parts.roster.get(name)
+        if enrolled is None or enrolled.quarantined:
+            # Without a record it is gone for the relays: they refuse it and renew nothing.
+            # A release makes the record anew, which lets it in again.
             await self._parts.records.forget(name)
+            if self._relays is not None:
+                self._relays.wake()
         if self._nodes is not None:
             self._nodes.wake(name)
         self._due.set()
