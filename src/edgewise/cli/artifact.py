@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgewise.cli.builder import Adopt, Also, Builder, in_use, upload
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage, NeedsPerson
 
 if TYPE_CHECKING:
     from edgewise.cli.client import Client
-    from edgewise.protocol.api import Builds
     from edgewise.protocol.content import Artifact, TreeRef
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
@@ -120,27 +120,30 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
 
 
 @app.command("sign", help="Sign a built artifact with a builder's key, for `publish` later.")
-def sign(
+def sign(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
     name: Name,
     version: Version,
     key: Annotated[Path, typer.Option(help="Of `artifact key`.")],
     built: From = BUILT,
+    also: Also = None,
+    adopt: Adopt = False,
 ) -> None:
     from edgewise.protocol.api import Builds
-    from edgewise.protocol.content import artifact_target
 
     session = Session.of(ctx)
     document = _document(built.expanduser(), name, version)
-    add = {artifact_target(name, version): _bytes(document)}
-    current = session.client().get("/v1/builds", Builds)
-    document.with_suffix(".builds.json").write_bytes(_signed(current, add, key))
+    client = session.client()
+    current = client.get("/v1/builds", Builds)
+    builder = Builder(key, tuple(also or ()), adopt)
+    made = builder.successor(current, (_bytes(document),), keep=in_use(client))
+    document.with_suffix(".builds.json").write_bytes(made.metadata)
     session.done(f"signed: {name} {version}")
     session.note("publish it before another build is: it is the successor of what is there now")
 
 
 @app.command("publish", help="Send a built artifact to the hub: what it lacks, then the name.")
-def publish(
+def publish(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
     name: Name,
     version: Version,
@@ -148,9 +151,10 @@ def publish(
     key: Annotated[
         Path | None, typer.Option(help="Sign with this builder's key (trust: builder).")
     ] = None,
+    also: Also = None,
+    adopt: Adopt = False,
 ) -> None:
     from edgewise.protocol.api import Builds, BuildsUpload
-    from edgewise.protocol.content import artifact_target
 
     session = Session.of(ctx)
     folder = built.expanduser()
@@ -160,19 +164,22 @@ def publish(
     signature = document.with_suffix(".builds.json")
     client = session.client()
     current = client.get("/v1/builds", Builds)
-    metadata = b""
-    if key is not None:
-        metadata = _signed(current, {artifact_target(name, version): data}, key)
-    elif signature.exists():
-        metadata = signature.read_bytes()
-    elif current.trust == "builder":
+    builder = Builder(key, tuple(also or ()), adopt) if key else None
+    if builder:
+        builder.successor(current, (data,), keep=frozenset())  # before anything is sent
+    elif current.trust == "builder" and not signature.exists():
         raise NeedsPerson(
             "this hub takes only what a builder signed (trust: builder)",
             hint="publish with --key FILE, or `edgewise artifact sign` first",
         )
     digests = sorted({ref.sha256 for ref in artifact.trees.values()})
     sent, total = _send_objects(session, client, folder, digests)
-    client.command("/v1/builds", BuildsUpload(metadata, (data,)))
+    if builder:
+        keep = in_use(client)
+        upload(client, lambda now: builder.successor(now, (data,), keep=keep))
+    else:
+        metadata = signature.read_bytes() if signature.exists() else b""
+        client.command("/v1/builds", BuildsUpload(metadata, (data,)))
     session.done(f"published: {name} {version}, {size(sent)} of {size(total)} sent")
 
 
@@ -250,31 +257,6 @@ def _bytes(file: Path) -> bytes:
         raise BadUsage(
             f"{file} cannot be read: {error.strerror}", hint="`edgewise artifact build` writes it"
         ) from error
-
-
-def _signed(current: Builds, add: dict[str, bytes], file: Path) -> bytes:
-    """The successor of ``builds.json`` with ``add``, signed. Keeps every release there is."""
-    from tuf.api.metadata import Targets
-
-    from edgewise.backends.tuf.repository import load_key
-    from edgewise.delivery import trust
-    from edgewise.runtime.clock import SystemClock
-
-    signer = load_key(file)
-    if trust.key_id(signer.public_key) not in current.keys:
-        raise NeedsPerson(
-            f"the hub does not know the key in {file} as a builder's",
-            hint="docs/trust.md says how a builder's key is added",
-        )
-    before = (
-        trust.parse(current.metadata, Targets, what="builds.json").signed
-        if current.metadata
-        else None
-    )
-    kept = {path for path in (before.targets if before else {}) if path.startswith("releases/")}
-    releases = frozenset(path.removeprefix("releases/").removesuffix(".json") for path in kept)
-    successor = trust.successor_of_builds(before, SystemClock().now(), add, releases)
-    return trust.serialise(trust.signed(successor, [signer]))
 
 
 def _send_objects(

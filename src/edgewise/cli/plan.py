@@ -2,32 +2,136 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgewise.cli.session import Session, console, short, show_problems, size
-from edgewise.model.errors import NeedsPerson
+from edgewise.model.errors import BadUsage, NeedsPerson, TryLater
 
 if TYPE_CHECKING:
+    from edgewise.cli.client import Client
     from edgewise.protocol.api import FileChange, FleetPlan, Plan
+    from edgewise.sync.parse import ParseCache
+    from edgewise.sync.ports import Compiled, CompileFailed, Inputs, Snapshot
 
 
 def verb(
     ctx: typer.Context,
+    repo: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Your clone of the fleet repo; default: the one you are in, else the hub's.",
+            show_default=False,
+        ),
+    ] = None,
     base: Annotated[str, typer.Option(help="Compare with this revision; empty: what runs.")] = "",
-    head: Annotated[str, typer.Option(help="Revision that was pushed: branch or commit.")] = "main",
+    head: Annotated[
+        str, typer.Option(help="Revision to look at; default: HEAD of the clone, the hub's main.")
+    ] = "",
     diff: Annotated[bool, typer.Option(help="Show the text that changes.")] = True,
 ) -> None:
+    from edgewise.cli.local import fleet_repo_here
     from edgewise.protocol.api import Plan, PlanRequest
 
     session = Session.of(ctx)
-    plan = session.client().post("/v1/plan", PlanRequest(base, head), Plan)
+    clone = repo or fleet_repo_here()
+    if clone is not None:
+        plan = _local(session, clone, base, head or "HEAD")
+    else:
+        plan = session.client().post("/v1/plan", PlanRequest(base, head or "main"), Plan)
     if session.as_json:
         session.json(plan)
     else:
         show(session, plan, diff=diff)
     judge(plan)
+
+
+def _local(session: Session, repo: Path, base: str, head: str) -> Plan:
+    """Compile here. What is not committed takes no part; a hub is asked if there is one."""
+    from edgewise.cli.local import snapshot
+    from edgewise.sync.parse import ParseCache
+    from edgewise.sync.plan import plan_change, plan_refused
+    from edgewise.sync.ports import CompileFailed
+
+    client = _hub(session)
+    inputs = _inputs(client) if client else None
+    if inputs is None:
+        session.note(
+            "no hub was asked: whether artifacts are published was not checked, "
+            "and nodes that are not in the repo are left out"
+        )
+    runs = base or (_runs(client) if client else "")
+    cache = ParseCache()
+    before = _compile(snapshot(repo, runs), inputs, cache, None) if runs else None
+    if isinstance(before, CompileFailed):
+        return plan_refused(runs, head, before.problems)
+    now = snapshot(repo, head)
+    after = _compile(now, inputs, cache, before)
+    if isinstance(after, CompileFailed):
+        return plan_refused(before.revision if before else "", now.revision, after.problems)
+    return plan_change(before, after)
+
+
+def _hub(session: Session) -> Client | None:
+    """A hub that answers. One that was named has to."""
+    from edgewise.protocol.api import HubStatus
+
+    try:
+        client = session.client()
+        client.get("/v1/status", HubStatus)
+    except (BadUsage, TryLater) as error:
+        if session.context:
+            raise
+        session.note(f"without the hub: {error}")
+        return None
+    return client
+
+
+def _inputs(client: Client) -> Inputs:
+    """What a compile depends on besides the commit, as the hub has it now."""
+    from tuf.api.metadata import Targets
+
+    from edgewise.cli.local import HubArtifacts
+    from edgewise.delivery import trust
+    from edgewise.protocol.api import Builds, NodeSummary
+    from edgewise.sync.ports import Inputs, JoinedNode
+
+    builds = client.get("/v1/builds", Builds)
+    targets = (
+        trust.parse(builds.metadata, Targets, what="builds.json").signed.targets
+        if builds.metadata
+        else {}
+    )
+    nodes = client.pages("/v1/nodes", NodeSummary, at_most=100_000).items
+    joined = tuple(
+        JoinedNode(one.name, one.joined_with, one.platform)
+        for one in nodes
+        if not one.reason.startswith("quarantined")
+    )
+    return Inputs(HubArtifacts(client, targets), joined, builds.trust)
+
+
+def _runs(client: Client) -> str:
+    """The commit that the fleets follow; empty before the first."""
+    from edgewise.protocol.api import HubStatus
+
+    return client.get("/v1/status", HubStatus).source.compiled
+
+
+def _compile(
+    commit: Snapshot, inputs: Inputs | None, cache: ParseCache, before: Compiled | None
+) -> Compiled | CompileFailed:
+    from edgewise.sync.compile import check_workspace, compile_workspace
+    from edgewise.sync.ports import CompileFailed
+
+    try:
+        if inputs is None:
+            return check_workspace(commit, None, cache)
+        return compile_workspace(commit, inputs, cache, before)
+    except CompileFailed as failed:
+        return failed
 
 
 def judge(plan: Plan) -> None:

@@ -77,21 +77,26 @@ def _follow(session: Session, client: Client, trace: Trace) -> None:
 
 def _compiled(client: Client, clock: Clock, commit: str, limit: timedelta) -> Trace:
     """The commit's trace once the hub has compiled it, or found its mistakes."""
-    from edgewise.protocol.api import Trace
+    from edgewise.protocol.api import HubStatus, Trace
 
     end = clock.monotonic() + limit.total_seconds()
+    waits: list[str] = []
     while True:
         try:
             trace = client.get(f"/v1/commits/{commit}", Trace)
-            if trace.problems or (trace.compiled and trace.releases):
+            if trace.problems or trace.rollouts:
                 return trace
+            source = client.get("/v1/status", HubStatus).source
+            if trace.compiled and trace.releases and source.compiled == trace.revision:
+                return trace
+            waits = [f"{one.reason}: {one.message}" for one in source.conditions if one.status]
         except NotFound:
             if clock.monotonic() > end:
                 raise
         if clock.monotonic() > end:
             raise TryLater(
-                f"the hub has not compiled {commit[:10]} within {limit.total_seconds():g} s",
-                hint="`edgewise status` tells what it waits for",
+                f"the fleets do not follow {commit[:10]} after {limit.total_seconds():g} s",
+                hint="; ".join(waits) or "`edgewise status` tells what the hub waits for",
             )
         asyncio.run(clock.sleep(_LOOK_EVERY))
 

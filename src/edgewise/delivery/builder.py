@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Targets
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.metadata import TargetFile, Targets
 
 from edgewise.delivery import trust
 from edgewise.delivery.contents import named_by_target
-from edgewise.model.errors import BadUsage, Conflict, Forbidden
+from edgewise.model.errors import BadUsage, Conflict, Forbidden, Untrusted
 from edgewise.model.names import Digest, Platform, is_name
 from edgewise.protocol.api import Builds, BuildsUpload
 from edgewise.protocol.codec import encode
@@ -97,6 +98,30 @@ def sign_builds(
             raise Conflict(f"{path} is published with other content", hint="give it a new version")
     following = trust.successor_of_builds(before, now, add, keep)
     return BuildsUpload(trust.serialise(trust.signed(following, [signer])), (*documents, *beside))
+
+
+def own_targets(current: Builds, keys: Sequence[Key]) -> dict[str, TargetFile]:
+    """The targets of ``current``, which one of ``keys`` must have signed. Raises Untrusted.
+
+    A builder signs the whole list again, so it may only take over a list of builders that
+    it trusts: the hub that hands it out could have put its own programs into it.
+    """
+    if not current.metadata:
+        return {}
+    metadata = trust.parse(current.metadata, Targets, what="builds.json")
+    for key in keys:
+        signature = metadata.signatures.get(key.keyid)
+        if signature is None:
+            continue
+        try:
+            key.verify_signature(signature, metadata.signed_bytes)
+        except UnverifiedSignatureError:
+            continue
+        return dict(metadata.signed.targets)
+    raise Untrusted(
+        f"none of the builders you trust signed version {metadata.signed.version} of builds",
+        hint="name the other builders' keys with --also FILE.pub (docs/trust.md)",
+    )
 
 
 def artifact_document(artifact: Artifact) -> bytes:

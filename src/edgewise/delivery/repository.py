@@ -88,7 +88,10 @@ class Repository:
         lines = []
         for name, roles in _SIGNS.items():
             present = self._keys.signer(name) is not None
-            expires = min(self.roles[r].signed.expires for r in roles if r in self.roles)
+            signs = [self.roles[role].signed for role in roles if role in self.roles]
+            if not signs:
+                continue  # nothing is built yet
+            expires = min(one.expires for one in signs)
             late = expires - now < trust.LIVES[roles[0]] / 4
             advice = ""
             if name in ("root", "targets") and present and not late:

@@ -164,6 +164,10 @@ class NodeSummary(msgspec.Struct, frozen=True):
     target: str
     held: bool = False
     reason: str = ""
+    platform: str = ""
+    """As the node said it when it joined (``linux/arm64``)."""
+    joined_with: dict[str, str] = {}
+    """Labels of its join token: what a compile starts from; ``labels`` has the repo's too."""
 
 
 class NodeDetail(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ from edgewise.rollout.on_hub import Rollouts
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 from edgewise.sync import remarks
-from edgewise.sync.on_hub import Held, Rejected, SourceFollower
+from edgewise.sync.on_hub import Awaiting, Held, Rejected, SourceFollower
 from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, JoinedNode
 
 SETTLE: Final = timedelta(milliseconds=20)
@@ -91,6 +91,7 @@ class FleetSource:
         self._nodes: Waiters | None = None
         self._relays: RelaySide | None = None
         self._known_fleets: set[str] = set()
+        self._unapplied: Compiled | None = None
 
     def connect(self, nodes: Waiters, relays: RelaySide) -> None:
         """Who is woken when a record changes."""
@@ -148,20 +149,29 @@ class FleetSource:
                     await parts.rollouts.hold_change(change)
                 parts.log.decision("held", because=compiled.held, revision=compiled.revision)
                 await self._apply(still)
+            case Awaiting(compiled, unsigned, still):
+                why = f"no builder has signed {', '.join(unsigned)}"
+                parts.log.decision("awaits a builder", because=why, revision=compiled.revision)
+                await self._apply(still)
             case Rejected(revision, problems, still):
                 first = str(problems[0]) if problems else ""
                 parts.log.decision("commit rejected", because=first, revision=revision)
                 await self._apply(still)
+            case _ if self._unapplied is not None:
+                await self._apply(self._unapplied)
             case _:
                 await self._records(parts.follower.good)
 
     async def _apply(self, compiled: Compiled | None) -> None:
+        # Until it is done: a look that is cut short goes on here, although git stands still.
+        self._unapplied = compiled
         if compiled is None:
             await self._records(None)
             return
         parts = self._parts
         await parts.publisher.publish_releases(
-            {fleet.release: fleet.documents for fleet in compiled.fleets.values()}
+            {fleet.release: fleet.documents for fleet in compiled.fleets.values()},
+            builder_only=compiled.trust == "builder",
         )
         kept = {one.name for one in parts.roster.all() if one.quarantined}
         for fleet in compiled.fleets.values():
@@ -174,6 +184,7 @@ class FleetSource:
             await parts.rollouts.retire(name, actor="git")
         self._known_fleets = gone
         await self._records(compiled)
+        self._unapplied = None
 
     async def _records(self, compiled: Compiled | None) -> None:
         """Every machine's record says where it belongs; those whose record is new are woken."""
@@ -297,7 +308,17 @@ async def inputs_of(publisher: Publisher, roster: PeopleAndMachines) -> Inputs:
         for one in roster.all()
         if one.role == "node" and not one.quarantined
     )
-    return Inputs(dict(publisher.artifacts()), joined)
+    return Inputs(dict(publisher.artifacts()), joined, publisher.mode)
+
+
+def unsigned_of(publisher: Publisher, compiled: Compiled) -> tuple[str, ...]:
+    """Fleets whose release a builder has to sign, and has not."""
+    if compiled.trust == "hub":
+        return ()
+    fleets = compiled.fleets.values()
+    return tuple(
+        f"{one.name} ({one.release[:12]})" for one in fleets if not publisher.is_signed(one.release)
+    )
 
 
 def _proposal(fleet: CompiledFleet, compiled: Compiled, kept: Set[str]) -> Proposal:

@@ -48,7 +48,13 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import decode
-from edgewise.roles.fleet_source import FleetSource, Parts, PeopleAndMachines, inputs_of
+from edgewise.roles.fleet_source import (
+    FleetSource,
+    Parts,
+    PeopleAndMachines,
+    inputs_of,
+    unsigned_of,
+)
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.rollout.ports import Notice
 from edgewise.runtime.chance import Chance
@@ -270,6 +276,7 @@ def _source(
         lambda: inputs_of(publisher, roster),
         stores.commits,
         CommitSignatures(repository),
+        lambda compiled: unsigned_of(publisher, compiled),
     )
     return FleetSource(
         Parts(

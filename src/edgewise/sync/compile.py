@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from edgewise.model.documents import Fleet, RolloutPolicy, Secret, Workspace
 from edgewise.model.names import Digest
@@ -48,7 +49,8 @@ def compile_workspace(
 
     ``previous`` is only asked how many nodes would lose their fleet; it changes no digest.
     """
-    return _Compile(snapshot, inputs.joined, inputs.artifacts, cache).run(previous)
+    making = _Compile(snapshot, inputs.joined, inputs.artifacts, cache)
+    return making.run(previous, inputs.trust)
 
 
 def check_workspace(
@@ -56,7 +58,10 @@ def check_workspace(
 ) -> Compiled:
     """As ``compile_workspace`` for the repo alone; without a list of artifacts, whether they
     are published is not checked. Raises CompileFailed."""
-    return _Compile(snapshot, (), artifacts, cache).run(None)
+    return _Compile(snapshot, (), artifacts, cache).run(None, "hub")
+
+
+Trust = Literal["hub", "builder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class _Compile:
         self._report = Report(snapshot.files)
         self._warnings = Report(snapshot.files)
 
-    def run(self, previous: Compiled | None) -> Compiled:
+    def run(self, previous: Compiled | None, hub_trust: Trust) -> Compiled:
         revision = parse_revision(self._snapshot.files, self._cache, self._report)
         kinds = catalogue(revision.documents, self._report)
         workspaces = kinds.get("Workspace", {})
@@ -91,7 +96,8 @@ class _Compile:
         check_references(kinds, revision.broken, self._report)
         root = next(iter(workspaces.values()))
         bench = Bench(kinds, root, self._artifacts, self._cache, self._report)
-        placement, later = self._place(kinds, revision.documents, _trust(root))
+        trust = _stricter(hub_trust, root)
+        placement, later = self._place(kinds, revision.documents, trust)
         fleets: dict[str, CompiledFleet] = {}
         for name, where in sorted(kinds.get("Fleet", {}).items()):
             compiled = self._fleet(bench, where, placement.members[name], later)
@@ -108,6 +114,7 @@ class _Compile:
             secrets=_secrets(kinds),
             held=_held(root, fleets, self._before(previous)),
             warnings=self._warnings.problems(),
+            trust=trust,
         )
 
     def _before(self, previous: Compiled | None) -> Compiled | None:
@@ -342,9 +349,11 @@ def _names(where: Sourced) -> set[str]:
     return {value.metadata.name}
 
 
-def _trust(workspace: Sourced) -> str:
+def _stricter(hub: Trust, workspace: Sourced) -> Trust:
+    """Git cannot weaken what the hub was started with, nor the hub what git asks for."""
     value = workspace.parsed.value
-    return value.spec.trust if isinstance(value, Workspace) else "hub"
+    asked = value.spec.trust if isinstance(value, Workspace) else "hub"
+    return "builder" if "builder" in (hub, asked) else "hub"
 
 
 def _selections(release: Release, nodes: Iterable[Candidate]) -> dict[str, Member]:

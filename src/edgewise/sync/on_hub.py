@@ -59,7 +59,18 @@ class Held:
     """What the fleets follow meanwhile."""
 
 
-Outcome = Compiled | Held | Rejected | Unchanged
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """The newest commit compiled to releases that no builder has signed yet."""
+
+    compiled: Compiled
+    unsigned: tuple[str, ...]
+    """Fleets whose release waits."""
+    still: Compiled | None = None
+    """What the fleets follow meanwhile."""
+
+
+Outcome = Compiled | Held | Awaiting | Rejected | Unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,8 @@ class Sources:
     memory: CompileMemory
     signatures: CommitCheck | None = None
     """None: commits are not checked (`edgewise plan` on a laptop)."""
+    unsigned: Callable[[Compiled], tuple[str, ...]] = lambda compiled: ()
+    """Fleets whose release a builder has to sign first and has not; asked again at each look."""
 
 
 class SourceFollower:
@@ -86,6 +99,7 @@ class SourceFollower:
         self._newest: CommitSeen | None = None
         self._inputs: Inputs | None = None
         self._approved = ""
+        self._awaiting: Compiled | None = None
         self._trouble: EdgewiseError | None = None
 
     @property
@@ -96,7 +110,7 @@ class SourceFollower:
     @property
     def held(self) -> tuple[HeldChange, ...]:
         """The newest commit, when it waits for a person."""
-        if self._newest is None or not self._newest.held:
+        if self._newest is None or not self._newest.held or self._awaiting is not None:
             return ()
         seen = self._newest
         return (HeldChange(_held_id(seen.commit), seen.revision, seen.held),)
@@ -119,7 +133,8 @@ class SourceFollower:
         """Let a held change go on. Raises NotFound when it is no longer the newest."""
         async with self._one_at_a_time:
             seen = self._newest
-            if seen is None or not seen.held or identifier != _held_id(seen.commit):
+            waits = seen is not None and seen.held and self._awaiting is None
+            if seen is None or not waits or identifier != _held_id(seen.commit):
                 raise NotFound(
                     f"no change {identifier!r} waits for approval",
                     hint="`edgewise status` lists what does",
@@ -188,6 +203,15 @@ class SourceFollower:
                 Condition("Ready", False, "CommitRejected", message, seen.seen),
                 Condition("Stalled", True, "CommitRejected", "correct it and push", seen.seen),
             )
+        if self._awaiting is not None:
+            command = f"edgewise release sign --head {seen.commit[:12]} --key FILE"
+            return (
+                Condition("Ready", False, "AwaitingBuilderSignature", seen.held, seen.seen),
+                Condition(
+                    "Stalled", True, "AwaitingBuilderSignature",
+                    f"{seen.held}; a builder runs `{command}` in the repo", seen.seen,
+                ),
+            )  # fmt: skip
         if seen.held:
             return (
                 Condition("Ready", False, "WaitingForApproval", seen.held, seen.seen),
@@ -203,7 +227,8 @@ class SourceFollower:
             return Unchanged()
         inputs = await self._sources.inputs()
         moved = self._newest is None or self._newest.commit != head
-        if not moved and self._inputs == inputs:
+        signed = self._awaiting is not None and not self._sources.unsigned(self._awaiting)
+        if not moved and self._inputs == inputs and not signed:
             return Unchanged()
         snapshot = await self._sources.repository.snapshot(head)
         try:
@@ -231,17 +256,21 @@ class SourceFollower:
         if self._approved == snapshot.commit:
             compiled = _unheld(compiled)
         releases = {name: fleet.release for name, fleet in compiled.fleets.items()}
-        await self._keep(snapshot, CommitFate((), releases, compiled.held))
-        if compiled.held:
+        unsigned = () if compiled.held else self._sources.unsigned(compiled)
+        waits = f"no builder has signed {', '.join(unsigned)}" if unsigned else compiled.held
+        self._awaiting = compiled if unsigned else None
+        await self._keep(snapshot, CommitFate((), releases, waits))
+        if waits:
             still = await self._again(inputs)
             self._inputs = inputs
-            return Held(compiled, still)
+            return Awaiting(compiled, unsigned, still) if unsigned else Held(compiled, still)
         self._good, self._inputs = compiled, inputs
         return compiled
 
     async def _rejected(
         self, snapshot: Snapshot, problems: tuple[SourceProblem, ...], inputs: Inputs
     ) -> Rejected:
+        self._awaiting = None
         await self._keep(snapshot, CommitFate(problems, {}, ""))
         still = await self._again(inputs)
         self._inputs = inputs
@@ -254,7 +283,9 @@ class SourceFollower:
         commit = self._good.revision.rpartition(":")[2]
         try:
             snapshot = await self._sources.repository.snapshot(commit)
-            self._good = _unheld(await self._compile(snapshot, inputs, None))
+            again = _unheld(await self._compile(snapshot, inputs, None))
+            if not self._sources.unsigned(again):
+                self._good = again
         except (CompileFailed, NotFound):
             # It compiled before; what is in memory still is what the fleets follow.
             return self._good

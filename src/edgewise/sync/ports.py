@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -86,6 +86,8 @@ class Inputs:
     artifacts: Mapping[tuple[str, str], Artifact]
     """(name, version) to the published artifact."""
     joined: tuple[JoinedNode, ...] = ()
+    trust: Literal["hub", "builder"] = "hub"
+    """How the hub runs. The stricter of this and the Workspace's ``trust`` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class Compiled:
     """Why this change waits for a person (mass deletion), or empty."""
     warnings: tuple[SourceProblem, ...] = ()
     """What compiles but is probably not meant, such as a selector that matches nothing."""
+    trust: Literal["hub", "builder"] = "hub"
+    """``builder``: only a builder may sign these releases."""
 
 
 class CommitSeen(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from tuf.api.metadata import Targets
 
 from edgewise.backends.tuf.repository import load_key
 from edgewise.delivery import trust
-from edgewise.protocol.api import Builds, MissingObjects
+from edgewise.protocol.api import Builds, HubStatus, MissingObjects, SourceStatus
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Artifact
 
@@ -111,6 +111,7 @@ def test_a_builders_signature_goes_along_and_can_be_made_before(
     hub.answers["GET /v1/builds"] = Builds(b"", (identifier,), "builder")
     hub.answers["POST /v1/objects/missing"] = MissingObjects(())
     hub.answers["POST /v1/builds"] = None
+    hub.answers["GET /v1/status"] = HubStatus("acme", "1", "builder", SourceStatus("", ""))
     refused = cli("artifact", "publish", "hello", "1.0", "--from", str(built))
     assert refused.code == 4
     assert "--key" in refused.err

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from edgewise.testing.git import WorkTree
+
 
 @pytest.fixture
 def repo(cli: Any, tmp_path: Path) -> Path:
@@ -74,3 +76,49 @@ def test_a_kind_that_does_not_exist_names_those_that_do(cli: Any) -> None:
     done = cli("schema", "Ap")
     assert done.code == 2
     assert "App" in done.err
+
+
+@pytest.fixture
+def clone(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTree:
+    """A committed starter repo of a person who has no hub."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("EDGEWISE_CONTEXT", raising=False)
+    assert cli("init", str(tmp_path / "shops")).code == 0
+    tree = WorkTree(tmp_path / "shops")
+    nodes = (
+        "apiVersion: edgewise.dev/v1\nkind: NodeSet\nmetadata: {name: tills}\n"
+        "spec: {nodes: [{name: till-1}, {name: till-2}]}\n"
+    )
+    tree.commit({"nodes/tills.yaml": nodes})
+    return tree
+
+
+def test_a_plan_needs_no_hub_and_says_what_it_could_not_check(cli: Any, clone: WorkTree) -> None:
+    app = (clone.path / "configs" / "site.yaml").read_text()
+    clone.commit({"configs/site.yaml": app.replace("organisation=", "organization=")})
+    done = cli("plan", str(clone.path), "--base", "HEAD~1")
+    assert done.code == 0, done.err
+    assert "2 of 2 nodes change" in done.out
+    assert "canary" in done.out
+    assert "-organisation=" in done.out
+    assert "no hub was asked" in done.err
+    first = cli("plan", str(clone.path), "--head", "HEAD~1", "-o", "json")
+    assert first.json["fleets"][0]["joining"] == ["till-1", "till-2"]
+
+
+def test_a_plan_of_a_commit_with_mistakes_is_exit_code_4(cli: Any, clone: WorkTree) -> None:
+    clone.commit({"apps/hello.yaml": "apiVersion: edgewise.dev/v1\nkind: App\n"})
+    done = cli("plan", str(clone.path))
+    assert done.code == 4
+    assert "apps/hello.yaml:1" in done.err
+    assert cli("plan", str(clone.path), "--head", "nowhere").code == 2
+    assert cli("plan", str(clone.path / "nowhere")).code == 2
+
+
+def test_inside_a_clone_a_plan_is_of_that_clone(
+    cli: Any, clone: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.path / "apps")
+    done = cli("plan", "-o", "json")
+    assert done.code == 0, done.err
+    assert done.json["fleets"][0]["nodes"] == 2

@@ -1,9 +1,10 @@
 """From directories to signed builds that the hub takes, and what it refuses."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from securesystemslib.signer import Signature
 
 from edgewise.backends.files.builds import (
     batches,
@@ -16,11 +17,12 @@ from edgewise.backends.files.builds import (
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.files.trees import scan
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_key, new_key
-from edgewise.delivery.builder import artifact_document, sign_builds
+from edgewise.delivery import trust
+from edgewise.delivery.builder import artifact_document, own_targets, sign_builds
 from edgewise.delivery.on_hub import AwaitingBuilder, Publisher
 from edgewise.delivery.trust import KEPT_RELEASES, key_id
 from edgewise.model.errors import BadUsage, Conflict, Forbidden, NeedsPerson, Untrusted
-from edgewise.protocol.api import BuildsUpload
+from edgewise.protocol.api import Builds, BuildsUpload
 from edgewise.protocol.channel import Channel
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.content import Content
@@ -266,3 +268,20 @@ async def test_builds_are_signed_again_in_time(clock: ManualClock) -> None:
         "timestamp",
     }
     assert await content.publisher.refresh() == ()
+
+
+def test_a_builder_takes_over_no_list_that_a_thief_of_the_hub_made(tmp_path: Path) -> None:
+    own, other = new_key(tmp_path / "own.pem"), new_key(tmp_path / "other.pem")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    made = trust.successor_of_builds(None, now, {"artifacts/evil/1.json": b"{}"}, frozenset())
+    forged = Builds(trust.serialise(trust.signed(made, [other])), (), "builder")
+    with pytest.raises(Untrusted, match="none of the builders you trust"):
+        own_targets(forged, [own.public_key])
+    assert list(own_targets(forged, [own.public_key, other.public_key])) == [
+        "artifacts/evil/1.json"
+    ]
+    claimed = trust.signed(made, [other])
+    claimed.signatures[own.public_key.keyid] = Signature(own.public_key.keyid, "00" * 64)
+    with pytest.raises(Untrusted):
+        own_targets(Builds(trust.serialise(claimed), (), "builder"), [own.public_key])
+    assert own_targets(Builds(b"", (), "builder"), [own.public_key]) == {}

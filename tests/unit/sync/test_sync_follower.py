@@ -5,7 +5,7 @@ from repo_of import ARTIFACTS, app, compiled, doc, files
 
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.protocol.api import PlanRequest
-from edgewise.sync.on_hub import Held, Rejected, SourceFollower, Sources, Unchanged
+from edgewise.sync.on_hub import Awaiting, Held, Rejected, SourceFollower, Sources, Unchanged
 from edgewise.sync.ports import Compiled, Inputs, JoinedNode
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.commits import MemoryCommits, MemoryRepository
@@ -37,13 +37,16 @@ class World:
         self.signatures = Signatures()
         self.clock = ManualClock()
         self.inputs = Inputs(ARTIFACTS)
+        self.unsigned: tuple[str, ...] = ()
         self.restart()
 
     def restart(self) -> None:
         async def inputs() -> Inputs:
             return self.inputs
 
-        sources = Sources(self.repository, inputs, self.memory, self.signatures)
+        sources = Sources(
+            self.repository, inputs, self.memory, self.signatures, lambda compiled: self.unsigned
+        )
         self.follower = SourceFollower(sources, self.clock)
 
 
@@ -192,3 +195,38 @@ async def test_a_plan_never_moves_the_fleets(world: World) -> None:
 async def test_an_unknown_commit_is_not_found(world: World) -> None:
     with pytest.raises(NotFound, match="has not looked at"):
         await world.follower.commit("abcdef")
+
+
+async def test_the_fleets_stay_as_they_are_until_a_builder_has_signed(world: World) -> None:
+    world.repository.push(files())
+    await world.follower.look()
+    world.unsigned = ("pos (abc)",)
+    commit = world.repository.push(files(apps_hello=app(more="env: {A: b}")))
+    outcome = await world.follower.look()
+    assert isinstance(outcome, Awaiting)
+    assert outcome.still is not None
+    assert outcome.still.revision != outcome.compiled.revision
+    stalled = world.follower.status().conditions[1]
+    assert stalled.reason == "AwaitingBuilderSignature"
+    assert f"release sign --head {commit[:12]}" in stalled.message
+    assert world.follower.held == ()
+    with pytest.raises(NotFound):
+        await world.follower.approve(f"held-{commit[:12]}")
+    assert await world.follower.look() == Unchanged()
+    world.restart()
+    assert isinstance(await world.follower.look(), Awaiting), "a restart signs nothing"
+    world.unsigned = ()
+    signed = await world.follower.look()
+    assert isinstance(signed, Compiled)
+    assert signed.revision == outcome.compiled.revision
+    assert world.follower.status().conditions[0].reason == "Compiled"
+
+
+async def test_the_stricter_of_git_and_the_hub_says_who_signs(world: World) -> None:
+    world.repository.push(files())
+    loose = await world.follower.look()
+    world.inputs = Inputs(ARTIFACTS, trust="builder")
+    strict = await world.follower.look()
+    assert isinstance(loose, Compiled)
+    assert isinstance(strict, Compiled)
+    assert (loose.trust, strict.trust) == ("hub", "builder")

@@ -71,7 +71,9 @@ class FileKeys:
     def path(self, name: str) -> Path:
         """Where the key is or would be: successors lie beside what they succeed."""
         first = name.partition(".")[0]
-        if self._offline is not None and (self._offline / f"{first}.pem").exists():
+        # The successor alone is there between the two renames of ``promote``.
+        known = (f"{first}.pem", f"{first}.next.pem")
+        if self._offline is not None and any((self._offline / one).exists() for one in known):
             return self._offline / f"{name}.pem"
         return self._directory / f"{name}.pem"
 

@@ -272,6 +272,8 @@ class FleetRoutes:
             target,
             bool(placement and placement.held),
             f"quarantined: {enrolled.quarantined}" if enrolled.quarantined else said.reason,
+            enrolled.platform,
+            dict(enrolled.labels),
         )
 
 

@@ -1,0 +1,127 @@
+"""What verbs that compile on this machine need: a clone, and what the hub knows."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgewise.model.errors import BadUsage, NeedsPerson, Untrusted
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+
+    from edgewise.cli.client import Client
+    from edgewise.protocol.content import Artifact
+    from edgewise.sync.ports import Snapshot
+
+_ARTIFACTS = "artifacts/"
+
+
+def is_clone(directory: Path) -> bool:
+    """Whether git finds a repository from here."""
+    return _git(directory, "rev-parse", "--git-dir") is not None
+
+
+def fleet_repo_here() -> Path | None:
+    """The clone that the current directory is in, when it is one of a fleet repo."""
+    top = _git(Path(), "rev-parse", "--show-toplevel")
+    return Path(top) if top and (Path(top) / "edgewise.yaml").exists() else None
+
+
+def commit_of(repo: Path, revision: str) -> str:
+    """The full id of a revision in a clone. Raises BadUsage for what git does not find."""
+    if not repo.is_dir():
+        raise BadUsage(f"{repo} is not a directory", hint="name your clone of the fleet repo")
+    wanted = revision.rpartition("@sha1:")[2]
+    found = _git(
+        repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"
+    )
+    if found is None:
+        if not is_clone(repo):
+            raise BadUsage(f"{repo} is no git repository", hint="run it in your clone")
+        raise BadUsage(
+            f"{repo} has no revision {revision[:80]!r}", hint="`git log` lists commits; fetch first"
+        )
+    return found
+
+
+def snapshot(repo: Path, revision: str) -> Snapshot:
+    """The YAML files of one commit, read as the hub reads them."""
+    from edgewise.backends.git.repository import GitRepository, Origin
+
+    commit = commit_of(repo, revision)
+    folder = _git(repo, "rev-parse", "--absolute-git-dir") or str(repo)
+    branch = _git(repo, "rev-parse", "--abbrev-ref", "HEAD") or "HEAD"
+    origin = Origin(branch) if branch != "HEAD" else Origin()
+    return asyncio.run(GitRepository(Path(folder), origin).snapshot(commit))
+
+
+class HubArtifacts(Mapping[tuple[str, str], "Artifact"]):
+    """Artifacts that a list of targets names, fetched from the hub when one is asked for.
+
+    Each document's digest is checked, so it is what whoever signed the list meant.
+    """
+
+    def __init__(self, client: Client, targets: Mapping[str, TargetFile]) -> None:
+        self._client = client
+        self._targets = {
+            _name_of(path): target
+            for path, target in targets.items()
+            if path.startswith(_ARTIFACTS)
+        }
+        self._read = cache(self._fetch)
+
+    def __getitem__(self, key: tuple[str, str]) -> Artifact:
+        if key not in self._targets:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def _fetch(self, key: tuple[str, str]) -> Artifact:
+        from edgewise.delivery import trust
+        from edgewise.protocol import limits
+        from edgewise.protocol.codec import decode
+        from edgewise.protocol.content import Artifact
+
+        target = self._targets[key]
+        data = _object(self._client, trust.target_digest(target), at_most=limits.PART)
+        if not trust.matches(target, data):
+            raise Untrusted(f"the hub sent something else as artifact {' '.join(key)}")
+        return decode(data, Artifact, what=target.path, at_most=limits.PART)
+
+
+def _object(client: Client, sha256: str, *, at_most: int) -> bytes:
+    import zstandard
+
+    from edgewise.protocol.content import object_path
+
+    packed, _ = client.raw(f"/v1/content/{object_path(sha256)}")
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
+            return reader.read(at_most + 1)
+    except zstandard.ZstdError as error:
+        raise Untrusted(f"object {sha256[:12]} cannot be unpacked: {error}") from error
+
+
+def _name_of(path: str) -> tuple[str, str]:
+    name, _, version = path.removeprefix(_ARTIFACTS).removesuffix(".json").partition("/")
+    return name, version
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise NeedsPerson("the git command is not installed", hint="install git") from error
+    return done.stdout.strip() if done.returncode == 0 else None
