@@ -60,13 +60,13 @@ class Fleet:
 
     # Starting
 
-    async def start_hub(self) -> RoleProcess:
+    async def start_hub(self, *more: str) -> RoleProcess:
         """On the same port every time, as a hub behind a name would be."""
         return await self.laptop.start(
             "hub",
             (
                 "hub", "--data", str(self.data), "--listen", f"127.0.0.1:{self._hub_port}",
-                "--org", "demo", "--hold", "20s",
+                "--org", "demo", "--hold", "20s", *more,
             ),
             self.data / "ready.json",
         )  # fmt: skip

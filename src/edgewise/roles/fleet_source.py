@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+import msgspec
+
 from edgewise.backends.git.follow import GitWatch
 from edgewise.backends.git.repository import GitRepository
 from edgewise.backends.pki.sealing import WorkspaceKey
@@ -27,7 +29,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.git_http import Push
 from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
-from edgewise.protocol.api import Plan, PlanRequest, SourceStatus
+from edgewise.protocol.api import Condition, Plan, PlanRequest, SourceStatus
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Part, Release, SealedSecret
 from edgewise.rollout.fleet import MemberPlan, Proposal, group_of
@@ -241,8 +243,13 @@ class FleetSource:
     # What the API asks.
 
     def status(self) -> SourceStatus:
-        """Where the repo stands."""
-        return self._parts.follower.status()
+        """Where the repo stands, and whether it can be reached at all."""
+        status, trouble = self._parts.follower.status(), self._parts.watch.trouble
+        if trouble is None:
+            return status
+        away = Condition("Ready", False, "SourceUnreachable", f"{trouble} {trouble.hint}".strip())
+        others = (one for one in status.conditions if one.type != "Ready")
+        return msgspec.structs.replace(status, conditions=(away, *others))
 
     def wake(self) -> None:
         """Look at git now."""

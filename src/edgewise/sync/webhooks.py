@@ -88,7 +88,7 @@ def recognise(
     if not secret:
         raise Forbidden(
             "webhooks are off: the hub has no webhook secret",
-            hint="set webhook_secret in the hub's settings.toml, and the same at the git server",
+            hint="start the hub with --webhook-secret FILE, and set the same at the git server",
         )
     if len(body) > MAX_BODY:
         raise BadUsage(f"the webhook has {len(body)} bytes, at most {MAX_BODY} are read")
