@@ -45,7 +45,7 @@ def judge(
     needed = max(1, rule.min_targets - n["Skipped"])
     connected = ready + working + n["Succeeded"] + n["Failed"] + unknown
     if connected < needed:
-        return Verdict("Waiting", _too_few(connected, needed, total), may_tell=False)
+        return Verdict("Waiting", _too_few(connected, needed, total, n["Held"]), may_tell=False)
     if ready or working:
         return Verdict("Running")
     if deferred and rules.offline == "Failed":
@@ -69,10 +69,11 @@ def judge(
     return Verdict("Done")
 
 
-def _too_few(connected: int, needed: int, total: int) -> str:
+def _too_few(connected: int, needed: int, total: int, held: int) -> str:
     if not total:
         return f"the stage has no nodes, minTargets asks for {needed}"
-    return f"{connected} of {total} nodes are connected, minTargets asks for {needed}"
+    aside = f" ({held} are held or quarantined)" if held else ""
+    return f"{connected} of {total} nodes are connected{aside}, minTargets asks for {needed}"
 
 
 def _missed(rule: StageRule, well: int, judged: int, sick: int) -> str:

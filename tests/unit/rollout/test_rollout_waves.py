@@ -438,3 +438,9 @@ def test_after_a_restart_node_timeout_still_counts_from_the_first_contact():
     play.do(Restarted(), Online(0), Online(1)).wait(29)
     assert play.node(0) == "Dispatched"
     assert play.wait(1).node(0) == "Failed"
+
+
+def test_a_stage_whose_nodes_are_all_held_says_so():
+    play = Play(plan(1, 2), online=False).do(HoldChanged(0, True)).online(0, 1, 2)
+    assert play.head == "WaitingForTargets"
+    assert "1 are held" in play.reason
