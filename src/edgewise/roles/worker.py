@@ -12,7 +12,7 @@ import asyncio
 import platform as machine_platform
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
@@ -23,6 +23,7 @@ from edgewise.backends.files.node_store import NodeStore
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
+from edgewise.delivery.ports import Source
 from edgewise.identity import on_agent as identity
 from edgewise.identity.on_agent import Machine, MachineIdentity
 from edgewise.identity.rotation import clock_is_wrong
@@ -60,6 +61,27 @@ def this_platform() -> str:
 
 
 @dataclass
+class _LazySource:
+    """Content over HTTP, once something is asked for: most replies carry all they need, and
+    a TLS context costs as much as checking one."""
+
+    make: Callable[[], Client]
+    _client: Client | None = None
+
+    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+        self._client = self._client or self.make()
+        pieces = HttpSource(self._client).read(path, at_most=at_most, start=start)
+        async with aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+
+    async def close(self) -> None:
+        """Close the connections, if there are any."""
+        if self._client is not None:
+            await self._client.close()
+
+
+@dataclass
 class InProcessWorker:
     """``rollout.node_ports.Crypto`` for the node whose state lies in ``state``."""
 
@@ -72,14 +94,20 @@ class InProcessWorker:
         """Keys and certificates."""
         return MachineIdentity(self.state / "identity")
 
-    @asynccontextmanager
-    async def _source(self) -> AsyncIterator[HttpSource]:
+    def _client(self) -> Client:
         card = self.identity.card()
         check_time = not clock_is_wrong(self.clock.now(), card.validity)
         tls = client_context(self.identity.credentials, check_time=check_time)
         # Many small files are bound by round trips, so a fetch uses more connections.
-        async with Client(Endpoint(card.urls, tls, card.expects), self.clock, 8) as client:
-            yield HttpSource(client)
+        return Client(Endpoint(card.urls, tls, card.expects), self.clock, 8)
+
+    @asynccontextmanager
+    async def _source(self) -> AsyncIterator[Source]:
+        source = _LazySource(self._client)
+        try:
+            yield source
+        finally:
+            await source.close()
 
     def _trust(self) -> NodeTrust:
         return NodeTrust(

@@ -82,12 +82,15 @@ class NodeRollout:
         self._turn = asyncio.Lock()
         self._taking = asyncio.Lock()
         self._dirty = asyncio.Event()
+        self._owing = asyncio.Event()
         self._sent: Observation | None = None
         self._progress = 0.0
         self._signed: dict[int, Signed] = {}
         self._hold = FIRST_HOLD
         self.moved = asyncio.Event()
         """Another release runs than before."""
+        self._checked: int | None = None
+        """Mark of the news that were checked last."""
 
     @property
     def node(self) -> Node:
@@ -147,6 +150,8 @@ class NodeRollout:
                     self._stop_waiting()
                 if not isinstance(action, machine.StopFetching):
                     self._actions.put_nowait(action)
+        if self._unsent():
+            self._owing.set()
         self._dirty.set()
 
     async def _save(self, kept: Kept) -> None:
@@ -348,6 +353,10 @@ class NodeRollout:
         if reply.record is None and not reply.metadata:
             return
         async with self._taking:
+            # A report that overtook the check of the same news is answered with it again.
+            mark = hash((reply.record, frozenset(reply.metadata.items())))
+            if mark == self._checked:
+                return
             news = await self._parts.crypto.verify(reply)
             kept = msgspec.structs.replace(
                 self._kept,
@@ -356,6 +365,7 @@ class NodeRollout:
             )
             async with self._turn:
                 await self._save(msgspec.structs.replace(kept, node=self.node))
+            self._checked = mark
             await self._retarget()
 
     # Reporting
@@ -365,7 +375,8 @@ class NodeRollout:
         while True:
             await self._dirty.wait()
             if not self._unsent():
-                await self._parts.clock.sleep(REPORT_PAUSE)
+                await self._pause_unless_owing()
+            self._owing.clear()
             self._dirty.clear()
             observation = self.observation()
             if observation == self._sent and not self._unsent():
@@ -387,6 +398,16 @@ class NodeRollout:
                 self._parts.log.event("report waits", "warning", problem=str(error))
                 await self._parts.clock.sleep(backoff.next())
                 self._dirty.set()
+
+    async def _pause_unless_owing(self) -> None:
+        """Gather changes; a receipt that comes meanwhile ends it, rollouts wait for those."""
+        pause = asyncio.ensure_future(self._parts.clock.sleep(REPORT_PAUSE))
+        owing = asyncio.ensure_future(self._owing.wait())
+        try:
+            await asyncio.wait({pause, owing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            owing.cancel()
 
     def _unsent(self) -> bool:
         return bool(self.node.owed)

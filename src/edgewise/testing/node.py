@@ -174,7 +174,8 @@ class MemoryLine:
             await self._news.wait()
             if not self.up:
                 raise TryLater("the line was cut")
-        metadata = {"timestamp.json": b""} if self._behind(request) else {}
+        said = encode((self.channel, self.record))
+        metadata = {"timestamp.json": said} if self._behind(request) else {}
         done = 0
         if request.receipts and self.acknowledges:
             done = max(_sequence(s) for s in request.receipts)
