@@ -33,6 +33,8 @@ def verb(
             target = directory / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
+            if text.startswith("#!"):
+                target.chmod(0o755)
     except OSError as error:
         raise NeedsPerson(f"cannot write below {directory}: {error.strerror}") from error
     if session.as_json:
@@ -41,3 +43,4 @@ def verb(
     for path in sorted(files):
         typer.echo(f"wrote {directory / path}")
     session.note(f"  next: edgewise validate {directory}")
+    session.note(f"  then: cd {directory} && git init -b main && git add . && git commit -m Begin")

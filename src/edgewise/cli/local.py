@@ -32,6 +32,14 @@ def fleet_repo_here() -> Path | None:
     return Path(top) if top and (Path(top) / "edgewise.yaml").exists() else None
 
 
+def known_here(revision: str) -> str:
+    """``HEAD~2`` or a branch as the clone we are in knows it; anything else as it is."""
+    here = fleet_repo_here()
+    if here is None or "@" in revision or revision.startswith("-"):
+        return revision
+    return _git(here, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or revision
+
+
 def commit_of(repo: Path, revision: str) -> str:
     """The full id of a revision in a clone. Raises BadUsage for what git does not find."""
     if not repo.is_dir():

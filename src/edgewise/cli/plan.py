@@ -153,6 +153,8 @@ def show(session: Session, plan: Plan, *, diff: bool) -> None:
         _fleet(session, fleet, diff=diff)
     if not plan.fleets and not plan.problems:
         typer.echo("Nothing changes.")
+    for warning in plan.warnings:
+        session.note(f"  warning: {warning}")
     for line in plan.not_acted_on:
         typer.echo(f"accepted, not yet acted on: {line}")
     if plan.held:

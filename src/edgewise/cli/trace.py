@@ -14,10 +14,12 @@ def verb(
     commit: Annotated[str, typer.Argument(help="Commit id, branch, or main@sha1:...")],
 ) -> None:
     from edgewise.cli.client import segment
+    from edgewise.cli.local import known_here
     from edgewise.protocol.api import Trace
 
     session = Session.of(ctx)
-    trace = session.client().get(f"/v1/commits/{segment(commit)}", Trace)
+    wanted = known_here(commit)
+    trace = session.client().get(f"/v1/commits/{segment(wanted)}", Trace)
     if session.as_json:
         session.json(trace)
         return

@@ -42,6 +42,8 @@ def judge(
     affected = total - n["Skipped"] - n["Held"]
     if affected == 0 and n["Skipped"]:
         return Verdict("Done", "the change touches no node of this stage")
+    if not total and rule.min_targets == 0:
+        return Verdict("Done", "the stage has no nodes, and minTargets 0 says that is fine")
     needed = max(1, rule.min_targets - n["Skipped"])
     connected = ready + working + n["Succeeded"] + n["Failed"] + unknown
     if connected < needed:

@@ -333,6 +333,10 @@ class _Compile:
                 message = f"stage {rule.name!r} has no node of fleet {members.fleet!r}"
                 hint = selector_hint(rule.selector, members.nodes)
                 self._warnings.at(policy.source, Finding(path, message, hint))
+            elif count == 0 and rule.min_targets:
+                message = f"stage {rule.name!r} is left without a node of fleet {members.fleet!r}"
+                hint = "a rollout waits there until one joins; minTargets: 0 lets it pass"
+                self._warnings.at(policy.source, Finding((*path, "name"), message, hint))
             elif 0 < count < rule.min_targets:
                 message = (
                     f"stage {rule.name!r} waits for minTargets {rule.min_targets}, but has "

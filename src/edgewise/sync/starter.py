@@ -18,6 +18,7 @@ def starter_repo(organisation: str = "acme") -> dict[str, str]:
         "edgewise.yaml": _WORKSPACE,
         "fleets/all.yaml": _FLEET,
         "apps/hello.yaml": _APP,
+        "programs/hello/bin/hello": _PROGRAM,
         "configs/site.yaml": _CONFIG,
         "policies/careful.yaml": _POLICY,
         "nodes/example.yaml": _NODES,
@@ -64,7 +65,7 @@ spec:
 
 _APP = """\
 # A signed tree of files and a command. Publish the tree first:
-#   edgewise artifact build DIR --name hello --version 1.0.0 --platform linux/amd64
+#   edgewise artifact build programs/hello --name hello --version 1.0.0
 #   edgewise artifact publish hello 1.0.0
 apiVersion: edgewise.dev/v1
 kind: App
@@ -82,6 +83,16 @@ spec:
       exec: {command: [bin/hello, --check]}
       periodSeconds: 10
   healthPolicy: {minReady: 10s} # unbroken health before an update counts as good
+"""
+
+_PROGRAM = """\
+#!/bin/sh
+# Greets once in ten seconds, until something better takes its place.
+if [ "$1" = --check ]; then exit 0; fi   # what the liveness probe asks
+while :; do
+  echo "$GREETING"
+  sleep 10
+done
 """
 
 _CONFIG = """\
@@ -113,6 +124,7 @@ spec:
       successThreshold: 100%
       bake: 2m                  # stay healthy that long before the next stage
     - name: rest                # the last stage takes every node that is left
+      minTargets: 0             # a fleet of one node is done after its canary
       maxConcurrent: 25%
       successThreshold: 95%
   failureThreshold: 4%          # of the nodes attempted so far; judged all the time
@@ -147,15 +159,15 @@ in stages. A commit that breaks nodes is taken back by itself.
 | `edgewise.yaml` | settings of this repo |
 | `fleets/` | which nodes get what |
 | `apps/` | what runs |
+| `programs/` | the program of the example, for `edgewise artifact build` |
 | `configs/` | files that are kept in place |
 | `policies/` | how a release moves over a fleet |
 | `nodes/` | expected nodes and their labels (optional) |
 | `secrets/`, `images/` | ciphertext for nodes; OS images |
 
     edgewise validate .          # every mistake, with file and line
-    edgewise plan --base main    # what a commit would change, on which node, in which stage
-    git push                     # let it go
-    edgewise rollout watch       # see it move
+    edgewise plan                # what HEAD would change, on which node, in which stage
+    edgewise push --wait         # let it go, and see it move
 
 To take a commit back: `git revert` it and push.
 """

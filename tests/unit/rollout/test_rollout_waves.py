@@ -52,6 +52,14 @@ def test_an_empty_stage_waits_for_targets():
     assert "no nodes" in play.reason
 
 
+def test_a_stage_without_nodes_is_passed_over_where_the_policy_says_so():
+    stages = (stage(), stage("rest", min_targets=0))
+    play = Play(plan(1, 0, stages=stages)).good(0)
+    assert play.head == "Succeeded"
+    away = Play(plan(1, 1, stages=stages), online=False).online(0).good(0)
+    assert away.head == "WaitingForTargets", "nodes that are away are still waited for"
+
+
 def test_fewer_connected_nodes_than_min_targets_are_not_told():
     play = Play(plan(5, stages=(stage(min_targets=3),)), online=False).online(0, 1)
     assert (play.head, play.wave) == ("WaitingForTargets", set())

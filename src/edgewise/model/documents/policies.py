@@ -91,7 +91,8 @@ class StageSpec(Strict, frozen=True, kw_only=True):
     """How many of those that the selector matches and no earlier stage took; the others go
     to later stages."""
     min_targets: Count = 1
-    """Fewer connected nodes than this: the stage waits. Never success on zero."""
+    """Fewer connected nodes than this: the stage waits. ``0``: a stage that has no nodes at all
+    is passed over; otherwise nothing counts as success on zero nodes."""
     max_concurrent: ShareWord = "100%"
     """How many of the stage change at the same time."""
     success_threshold: ShareWord = "100%"
