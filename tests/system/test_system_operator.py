@@ -66,8 +66,14 @@ async def test_a_broken_commit_changes_nothing_and_status_says_where(fleet: Flee
 
 async def test_a_mass_deletion_waits_for_a_person(fleet: Fleet) -> None:
     await fleet.roll_out("1.0.0")
+    shops = fleet.files("1.0.0")["fleets/shops.yaml"]
     await fleet.change({"fleets/shops.yaml": None}, "clean up")
+    (mistaken,) = fleet.status().held
+    await fleet.change({"fleets/shops.yaml": shops}, "a mistake")
+    assert fleet.status().held == (), "what was taken back waits for nobody"
+    await fleet.change({"fleets/shops.yaml": None}, "clean up, really")
     (held,) = fleet.status().held
+    assert held.id != mistaken.id
     assert "2 of 2 nodes would lose their fleet" in held.reason
     assert [one.nodes for one in fleet.status().fleets] == [2]
     assert set(fleet.answers()) == {"hello 1.0.0"}
@@ -76,8 +82,7 @@ async def test_a_mass_deletion_waits_for_a_person(fleet: Fleet) -> None:
     assert fleet.status().held == ()
     await asyncio.sleep(1)
     assert set(fleet.answers()) == {"hello 1.0.0"}, "nodes without a fleet keep what they run"
-    back = fleet.files("1.0.0")
-    await fleet.change({"fleets/shops.yaml": back["fleets/shops.yaml"]}, "it was needed")
+    await fleet.change({"fleets/shops.yaml": shops}, "it was needed")
     await fleet.until(lambda: fleet.status().unplaced == 0, "the fleet is back")
 
 

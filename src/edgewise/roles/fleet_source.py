@@ -141,6 +141,10 @@ class FleetSource:
         parts = self._parts
         await parts.roster.load()
         outcome = await parts.follower.look()
+        waiting = {change.id for change in parts.follower.held}
+        for change in parts.rollouts.held():
+            if change.id not in waiting:  # a newer commit has taken its place
+                await parts.rollouts.release_change(change.id)
         match outcome:
             case Compiled():
                 await parts.repository.accept(outcome.revision.rpartition(":")[2])
