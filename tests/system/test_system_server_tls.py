@@ -47,7 +47,7 @@ class Hub:
         context = ssl.create_default_context(cafile=str(self.own.roots))
         if user:
             files = CredentialFiles(self.folder / user)
-            self.authority.issue_operator(user, files)
+            self.authority.issue_operator(user, files.directory, "https://localhost")
             context.load_cert_chain(files.chain, files.key)
         connector = aiohttp.TCPConnector(ssl=context)
         return aiohttp.ClientSession(f"https://localhost:{self.server.port}", connector=connector)
@@ -89,7 +89,7 @@ async def test_a_stranger_from_another_organisation_does_not_get_past_the_handsh
 ) -> None:
     other = Authority.open_or_create(tmp_path / "other", "evil", hub.clock)
     files = CredentialFiles(tmp_path / "eve")
-    other.issue_operator("eve", files)
+    other.issue_operator("eve", files.directory, "https://localhost")
     context = ssl.create_default_context(cafile=str(hub.own.roots))
     context.load_cert_chain(files.chain, files.key)
     url = f"https://localhost:{hub.server.port}/v1/open"
