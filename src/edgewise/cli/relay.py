@@ -72,6 +72,13 @@ def run(
     cache: Annotated[str, typer.Option(help="Most bytes to cache: 20Gi.")] = "20Gi",
     hold: Annotated[float, typer.Option(help="Seconds that polls are held.")] = 60.0,
 ) -> None:
+    from edgewise.runtime.credentials import CredentialFiles
+
+    if not CredentialFiles(writable(state) / "identity").exist:
+        raise NeedsPerson(
+            f"this relay has not joined: {state} holds no identity",
+            hint="`edgewise relay join TOKEN`, with a token of `edgewise node token --relay`",
+        )
     given = ["--state", str(writable(state)), "--cache", cache, "--hold", str(hold)]
     given += ["--listen", listen] if listen else []
     for one in hub or ():
