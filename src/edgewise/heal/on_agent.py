@@ -252,7 +252,8 @@ class Supervisor:
     async def _news_or(self, seconds: float) -> None:
         """Until a status changed, or so many seconds went by."""
         timer = asyncio.ensure_future(self._clock.sleep(timedelta(seconds=seconds)))
-        news = asyncio.ensure_future(self._next_news())
+        # The event of now: a task that asks for it later would miss what happens before.
+        news = asyncio.ensure_future(self._news.wait())
         try:
             await asyncio.wait({timer, news}, return_when=asyncio.FIRST_COMPLETED)
         finally:

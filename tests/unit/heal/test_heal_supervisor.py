@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from edgewise.heal.on_agent import Supervisor, supervising, worst
-from edgewise.heal.ports import Beat, Launch
+from edgewise.heal.ports import Beat, Launch, Process
 from edgewise.protocol.content import Dependency, Probe, Probes, ProcessApp, TcpProbe
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
@@ -208,6 +208,26 @@ async def test_settle_waits_for_unbroken_health_of_min_ready() -> None:
         await here.run(6)
         assert not settling.done()
         await here.run(10)
+        assert await settling == ""
+
+
+async def test_settle_hears_of_health_that_comes_in_the_moment_it_begins_to_wait() -> None:
+    here = Here()
+    begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Slow(MemoryMachine):
+        async def start(self, launch: Launch) -> Process:
+            await begun
+            return await super().start(launch)
+
+    here.machine = Slow(here.clock)
+    async with supervising(here.supervisor()) as supervisor:
+        await supervisor.want((launch(min_ready_s=0.0),))
+        await here.run(0)
+        settling = asyncio.ensure_future(supervisor.settle(("web",)))
+        begun.set_result(None)  # the app is up just after settle has looked
+        await here.run(0.1)
+        assert settling.done()
         assert await settling == ""
 
 
