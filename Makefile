@@ -11,7 +11,7 @@ list:
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
-	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent"
+	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, rollout_step"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@./scripts/venv "$(PYTHON)" "$(VENV)"

@@ -212,9 +212,10 @@ class Bench:
             LAST: ended - began,
             "push_s": pushed,
             "hub_cpu_s": self._cpu() - cpu,
-            "nodes_cpu_s": crowd_now - crowd_cpu,
             "hub_rss_mb": resident_mb(self._hub_pid),
         }
+        if self.crowds:
+            figures["nodes_cpu_s"] = crowd_now - crowd_cpu
         print(json.dumps({k: round(v, 3) for k, v in figures.items()}), file=sys.stderr)
         return figures
 
@@ -271,7 +272,7 @@ async def measure(nodes: int, rounds: int, profile: str, states: Path) -> dict[s
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--sizes", type=int, nargs="+", default=[12, 100, 1000])
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--states", type=Path, help="where nodes keep their state; /dev/shm")
     options.add_argument("--profile", default="", help="py-spy writes the hub's stacks here")
     options.add_argument("--dry", action="store_true", help="keep the results as they are")

@@ -1,6 +1,6 @@
 """What one step of a rollout costs on the hub, against the size of the fleet.
 
-PYTHONPATH=src python bench/rollout_step.py
+`make bench-rollout_step`. The pure machine alone: no store, no network.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from edgewise.model.rules import RolloutRules, StageRule
 from edgewise.protocol.report import Receipt
 from edgewise.rollout import waves
 from edgewise.rollout.states import Online, PlannedNode, Received, RolloutPlan
+from result import write
 
 OLD, NEW, T0 = "a" * 64, "b" * 64, datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = 1000
@@ -33,8 +34,8 @@ def receipt(index: int) -> Received:
 
 
 def main() -> None:
-    """Print one line for each fleet size, in milliseconds."""
-    print(f"{'nodes':>8} {'begin':>8} {'first':>8} {f'{BATCH} receipts':>14} {'one receipt':>12}")
+    """Milliseconds, for each fleet size."""
+    figures: dict[str, float] = {}
     for nodes in (1_000, 10_000, 100_000):
         plan = plan_of(nodes)
         marks = [time.perf_counter()]
@@ -52,7 +53,9 @@ def main() -> None:
         times = [(b - a) * 1000 for a, b in pairwise(marks)]
         times[2] *= 2
         times[3] /= 20
-        print(f"{nodes:>8} {times[0]:>8.1f} {times[1]:>8.1f} {times[2]:>14.2f} {times[3]:>12.3f}")
+        names = ("begin_ms", "first_step_ms", "batch_of_1000_receipts_ms", "one_receipt_ms")
+        figures |= {f"nodes_{nodes}.{k}": v for k, v in zip(names, times, strict=True)}
+    write("rollout_step", figures, "make bench-rollout_step")
 
 
 if __name__ == "__main__":
