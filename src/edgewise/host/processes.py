@@ -196,6 +196,92 @@ async def run(
     return Finished(code if code >= 0 else 128 - code, text)
 
 
+class Conversation:
+    """A child that answers on standard output what it is asked on standard input.
+
+    One question at a time. It may end whenever it is not asked anything.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start it. Raises OSError when it cannot be started."""
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in = self._process.stdin.fileno()
+        self._out = self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        os.set_blocking(self._out, False)
+
+    def rest(self, over: Callable[[], None]) -> None:
+        """Nothing is asked for now; ``over`` is called if it ends meanwhile."""
+
+        def read() -> None:
+            self.end()
+            over()
+
+        asyncio.get_running_loop().add_reader(self._out, read)
+
+    async def ask(self, question: bytes, take: Callable[[bytes], bool]) -> None:
+        """Send ``question`` and pass on what it says until ``take`` returns True.
+
+        Raises EOFError when it ended before that. Cancelling kills its whole session.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        left = memoryview(question)
+
+        def write() -> None:
+            nonlocal left
+            try:
+                left = left[os.write(self._in, left[:_READ]) :]
+            except BlockingIOError:
+                return
+            except OSError:  # it has ended: reading tells
+                left = left[len(left) :]
+            if not left:
+                loop.remove_writer(self._in)
+
+        def read() -> None:
+            try:
+                data = os.read(self._out, _READ)
+            except BlockingIOError:
+                return
+            if done.done():
+                return
+            if not data:
+                done.set_exception(EOFError("it ended without an answer"))
+            elif take(data):
+                done.set_result(None)
+
+        loop.add_writer(self._in, write)
+        loop.add_reader(self._out, read)
+        try:
+            await done
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            loop.remove_writer(self._in)
+            loop.remove_reader(self._out)
+
+    def end(self) -> None:
+        """Kill it, if it has not ended, and let go of it. Idempotent."""
+        if self._process.stdout is not None and not self._process.stdout.closed:
+            asyncio.get_running_loop().remove_reader(self._out)
+        if self._process.poll() is None:
+            kill_session(self._process.pid)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
 def _drain(output: int, take: Callable[[bytes], None]) -> None:
     """What is still in the pipe; what a grandchild prints later is not waited for."""
     while True:

@@ -1,4 +1,4 @@
-"""The worker as the resident agent sees it: one process for one task."""
+"""The worker as the resident agent sees it: one process for the tasks of one update."""
 
 from __future__ import annotations
 
@@ -36,10 +36,15 @@ _LINE: Final = 64 << 20
 
 
 class WorkerProcess:
-    """Starts the worker for each task; cancelling a call kills it, what it stored stays."""
+    """Starts the worker when there is a task; it ends soon after the last (protocol.tasks).
+
+    Starting it costs a quarter of a second of processor time, so the tasks of an update
+    share one. Cancelling a call kills the worker; what it stored stays.
+    """
 
     def __init__(self, state: Path) -> None:
         self._command = (sys.executable, "-m", "edgewise.roles.worker", str(state))
+        self._idle: processes.Conversation | None = None
 
     async def verify(self, reply: SyncReply) -> News:
         news: News = await self._do(VerifyTask(reply), News)
@@ -76,7 +81,7 @@ class WorkerProcess:
         last: list[Done | Failed] = []
         decoder = msgspec.json.Decoder(Said)
 
-        def take(data: bytes) -> None:
+        def take(data: bytes) -> bool:
             pending.extend(data)
             while (end := pending.find(b"\n")) >= 0:
                 said: Said = decoder.decode(bytes(pending[:end]))
@@ -87,12 +92,13 @@ class WorkerProcess:
                     last[:] = [said]
             if len(pending) > _LINE:
                 pending.clear()
+            return bool(last)
 
-        name = type(task).__name__
+        question = msgspec.json.encode(task) + b"\n"
         try:
-            finished = await processes.run(
-                self._command, feed=msgspec.json.encode(task), on_output=take
-            )
+            await self._ask(question, take)
+        except EOFError:
+            last[:] = []
         except OSError as error:
             raise TryLater(f"the worker cannot be started: {error}") from error
         match last:
@@ -102,9 +108,41 @@ class WorkerProcess:
                 raise error_of(failed)
             case _:
                 raise TryLater(
-                    f"the worker ended with code {finished.code} without an answer to {name}",
+                    f"the worker ended without an answer to {type(task).__name__}",
                     hint="see the agent's log; is the node out of memory?",
                 )
+
+    async def _ask(self, question: bytes, take: Callable[[bytes], bool]) -> None:
+        """By the worker that waits, if one does; else, or if it was just leaving, by a new one."""
+        waiting, self._idle = self._idle, None
+        if waiting is not None:
+            try:
+                await waiting.ask(question, take)
+            except EOFError:
+                waiting.end()
+            else:
+                self._keep(waiting)
+                return
+        fresh = processes.Conversation(self._command)
+        await fresh.ask(question, take)
+        self._keep(fresh)
+
+    def _keep(self, worker: processes.Conversation) -> None:
+        if self._idle is not None:
+            self._idle.end()  # two tasks ran at once: one worker is enough to wait
+        self._idle = worker
+
+        def over() -> None:
+            if self._idle is worker:
+                self._idle = None
+
+        worker.rest(over)
+
+    def close(self) -> None:
+        """End the worker that waits."""
+        if self._idle is not None:
+            self._idle.end()
+            self._idle = None
 
 
 def _meets_its_port(worker: WorkerProcess) -> Crypto:

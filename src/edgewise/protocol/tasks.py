@@ -1,7 +1,8 @@
 """What the resident agent asks of its worker, and how the worker answers.
 
-One process for one task: a ``Task`` as JSON on standard input, ``Said`` lines as JSON on
-standard output, the last of which is ``Done`` or ``Failed``.
+``Task`` lines as JSON on standard input; for each, ``Said`` lines as JSON on standard output,
+the last of which is ``Done`` or ``Failed``. The worker ends when its input does, or when it
+is not asked anything for ``LINGER_S``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
 from edgewise.protocol.channel import NodeRecord
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply
+
+LINGER_S: Final = 10.0
+"""Seconds a worker waits for the next task: long enough for fetch and receipt to follow the
+check of a channel, short enough that its 40 MB are there only during an update."""
 
 
 class VerifyTask(msgspec.Struct, frozen=True, tag="verify"):

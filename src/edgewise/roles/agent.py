@@ -175,6 +175,7 @@ class _Agent:
                 if self._settings.stop_apps:
                     await supervisor.stop_all()
         finally:
+            worker.close()
             await machine.close()
         self._log.event("stopped", apps_stopped=self._settings.stop_apps)
 

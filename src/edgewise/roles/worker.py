@@ -1,17 +1,19 @@
 """The worker: what a node does with keys, signatures and compression, in a short life.
 
-The resident agent starts ``python -m edgewise.roles.worker STATE`` for one task and reads
-its answer (protocol.tasks), so the memory of cryptography, TUF and zstd is used only while
-it is needed. ``InProcessWorker`` is the same without a process, for tests and benchmarks
-that hold many agents.
+The resident agent starts ``python -m edgewise.roles.worker STATE`` and asks it task after
+task (protocol.tasks); it ends soon after the last, so the memory of cryptography, TUF and
+zstd is used only while it is needed. ``InProcessWorker`` is the same without a process, for
+tests and benchmarks that hold many agents.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import platform as machine_platform
+import select
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,7 @@ from edgewise.protocol.join import Token
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import (
+    LINGER_S,
     Done,
     FetchTask,
     JoinTask,
@@ -197,22 +200,39 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
 
 
 def main(state: Path) -> int:
-    """Read a task, answer it. The exit code is that of its error, or 0."""
+    """Answer task after task, until there is none for a while or nobody is left to ask."""
     small_tls_buffers()
     encoder = msgspec.json.Encoder()
+    worker = InProcessWorker(state)
 
     def say(line: Said) -> None:
         sys.stdout.buffer.write(encoder.encode(line) + b"\n")
         sys.stdout.buffer.flush()
 
-    task: Task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    try:
-        answer = asyncio.run(perform(task, InProcessWorker(state), say))
-    except EdgewiseError as error:
-        say(failed_of(error))
-        return error.exit_code
-    say(Done(encoder.encode(answer)))
+    for line in questions(sys.stdin.fileno()):
+        task: Task = msgspec.json.decode(line, type=Task)
+        try:
+            answer = asyncio.run(perform(task, worker, say))
+        except EdgewiseError as error:
+            say(failed_of(error))
+        else:
+            say(Done(encoder.encode(answer)))
     return 0
+
+
+def questions(source: int) -> Iterator[bytes]:
+    """The lines that come on a descriptor; ends with it, or LINGER_S after the last answer."""
+    pending = b""
+    while True:
+        while b"\n" in pending:
+            line, _, pending = pending.partition(b"\n")
+            yield line
+        if not select.select([source], [], [], LINGER_S)[0]:
+            return
+        data = os.read(source, 1 << 20)
+        if not data:
+            return
+        pending += data
 
 
 def _meets_its_port(worker: InProcessWorker) -> Crypto:
