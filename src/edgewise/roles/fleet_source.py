@@ -56,6 +56,15 @@ class PeopleAndMachines:
         """Read all again; call it after anything changed."""
         self._known = {one.name: one for one in await self._store.all()}
 
+    async def load_one(self, name: str) -> Enrolled | None:
+        """Read one machine again: a thousand that join must not read each other each time."""
+        found = await self._store.get(name)
+        if found is None:
+            self._known.pop(name, None)
+        else:
+            self._known[name] = found
+        return found
+
     def get(self, name: str) -> Enrolled | None:
         """One machine."""
         return self._known.get(name)
@@ -281,8 +290,7 @@ class FleetSource:
 
     async def changed(self, name: str) -> None:
         """A machine joined, was forgotten or quarantined: its record and fleet follow."""
-        await self._parts.roster.load()
-        enrolled = self._parts.roster.get(name)
+        enrolled = await self._parts.roster.load_one(name)
         if enrolled is None or enrolled.quarantined:
             # Without a record it is gone for the relays: they refuse it and renew nothing.
             # A release makes the record anew, which lets it in again.
