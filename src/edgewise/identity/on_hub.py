@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,6 +71,8 @@ class Enroller:
     clock: Clock
     chance: Chance
     log: Log
+    locked: Callable[[str], Awaitable[None]] | None = None
+    """Told of a name that was quarantined because two machines use its key."""
     _nonces: Nonces = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -283,6 +285,8 @@ class Enroller:
         if isinstance(found, TwoUsers):
             await self.register.quarantine(enrolled.name, found.what)
             self.log.event("two users of one key", "error", name=enrolled.name, what=found.what)
+            if self.locked is not None:
+                await self.locked(enrolled.name)
             raise Forbidden(
                 f"{enrolled.name} is locked: {found.what}",
                 hint="find the copy; then forget the name and join the right machine again",

@@ -53,7 +53,7 @@ class PeopleAndMachines:
         self._known: dict[str, Enrolled] = {}
 
     async def load(self) -> None:
-        """Read all again; call it after anything changed."""
+        """Read all, once at the start; ``load_one`` keeps it true."""
         self._known = {one.name: one for one in await self._store.all()}
 
     async def load_one(self, name: str) -> Enrolled | None:
@@ -148,7 +148,6 @@ class FleetSource:
 
     async def _look(self) -> None:
         parts = self._parts
-        await parts.roster.load()
         outcome = await parts.follower.look()
         waiting = {change.id for change in parts.follower.held}
         for change in parts.rollouts.held():

@@ -236,7 +236,7 @@ async def assemble(
     board.connect(nodes, relays)
     source.connect(waiters[0], relays)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
-    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log)
+    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log, source.changed)
     view = View(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock,

@@ -257,6 +257,12 @@ async def test_a_lost_renewal_is_simply_repeated(hub: Hub) -> None:
 
 async def test_two_machines_with_one_identity_are_noticed_and_locked(hub: Hub) -> None:
     identity = await joined(hub)
+    told: list[str] = []
+
+    async def locked(name: str) -> None:
+        told.append(name)
+
+    hub.enroller.locked = locked
     copy = MachineIdentity(hub.directory / "copy")
     shutil.copytree(identity.directory, copy.directory)
     hub.clock.advance(timedelta(days=20))
@@ -268,6 +274,7 @@ async def test_two_machines_with_one_identity_are_noticed_and_locked(hub: Hub) -
         await renew(identity, DirectLine(hub, identity))
     with pytest.raises(Forbidden, match="quarantined"):
         await renew(copy, DirectLine(hub, copy))
+    assert told == [identity.card().id.name], "so that relays and records hear of it at once"
 
 
 async def test_a_node_that_was_away_for_a_year_rejoins_with_its_enrolment_key(hub: Hub) -> None:
