@@ -1,5 +1,6 @@
 """What a relay, a mirror or a thief may try against a node, and what comes of it."""
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.content import PartRef, ProcessApp, Release, TreeRef
 from edgewise.protocol.installed import Installed
+from edgewise.runtime.clock import SystemClock
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.content import PLATFORM, Content
 from edgewise.testing.source import MemorySource, path_of
@@ -341,3 +343,26 @@ async def test_a_damaged_release_file_is_a_clear_error(story: Story) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(NeedsPerson, match=r"release.json is damaged"):
         story.node.active()
+
+
+async def test_a_check_and_a_fetch_at_the_same_time_do_not_trip_over_each_other(
+    story: Story,
+) -> None:
+    record = story.content.record()
+
+    def use(ask_permission: bool) -> None:
+        async def again_and_again() -> None:
+            for _ in range(25):
+                mine = NodeTrust(
+                    story.node.root / "trust", story.root, node="n1", clock=SystemClock()
+                )
+                mine._now = story.clock.now  # type: ignore[method-assign]
+                if ask_permission:
+                    assert await mine.permission(story.new, story.content.source) > 0
+                else:
+                    verified = await mine.verify({}, record, story.content.source)
+                    assert verified.channel is not None
+
+        asyncio.run(again_and_again())
+
+    await asyncio.gather(*(asyncio.to_thread(use, kind) for kind in (True, False, True, False)))

@@ -6,9 +6,12 @@ never touches what is installed.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -39,6 +42,9 @@ BUILT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock is right that shows less: this package did not exist. Moved at every release."""
 ROUNDS: Final = 64
 """Files fetched for one verification; more would be 50 root rotations missed."""
+LOCK_PAUSE: Final = timedelta(milliseconds=50)
+LOCK_TRIES: Final = 1200
+"""A minute: whoever checks holds the lock while missing metadata is fetched."""
 FLEETS_REMEMBERED: Final = 8
 """Fleets whose channel sequence a node keeps when it is moved between them."""
 _ROOT = re.compile(r"(\d+)\.root\.json")
@@ -97,13 +103,14 @@ class NodeTrust:
         self, metadata: Mapping[str, bytes], record: Signed | None, source: Source
     ) -> Verified:
         """See ``Trust.verify``."""
-        try:
-            return await self._verify(metadata, record, source)
-        except (Untrusted, TryLater):
-            if not metadata:
-                raise
-            # Once more without the hint: the source may be better than who sent it.
-            return await self._verify({}, record, source)
+        async with self._alone():
+            try:
+                return await self._verify(metadata, record, source)
+            except (Untrusted, TryLater):
+                if not metadata:
+                    raise
+                # Once more without the hint: the source may be better than who sent it.
+                return await self._verify({}, record, source)
 
     async def _verify(
         self, metadata: Mapping[str, bytes], record: Signed | None, source: Source
@@ -143,16 +150,42 @@ class NodeTrust:
         def look(updater: Updater) -> TargetFile | None:
             return updater.get_targetinfo(path)
 
-        try:
-            newest = {"timestamp.json": (self._directory / "timestamp.json").read_bytes()}
-            target = await self._run(newest, source, True, look)
-        except (OSError, Untrusted, TryLater):
-            target = await self._run({}, source, False, look)
+        async with self._alone():
+            try:
+                newest = {"timestamp.json": (self._directory / "timestamp.json").read_bytes()}
+                target = await self._run(newest, source, True, look)
+            except (OSError, Untrusted, TryLater):
+                target = await self._run({}, source, False, look)
         if target is None:
             raise Untrusted(f"no builder signed release {release[:12]}")
         if trust.target_digest(target) != release:
             raise Untrusted(f"{path} speaks of another release")
         return target.length
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One user of the directory at a time, in this process and in others.
+
+        A fetch asks for permission while the next channel is checked. python-tuf replaces
+        ``root.json`` in two steps, and what we have seen is read, changed and written.
+        """
+        try:
+            lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise disk_error(error, self._directory) from error
+        try:
+            for _ in range(LOCK_TRIES):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await self._clock.sleep(LOCK_PAUSE)
+                else:
+                    break
+            else:
+                raise TryLater(f"another check of {self._directory} has not ended yet")
+            yield
+        finally:
+            os.close(lock)
 
     async def _run(
         self,
