@@ -25,6 +25,7 @@ from typing import Any
 
 from edgewise.cli.client import Client, Context
 from edgewise.protocol.api import Page, RolloutSummary, TokenCreated, TokenRequest, Trace
+from edgewise.protocol.tasks import LINGER_S
 from edgewise.roles.laptop import Laptop, laptop, resident_mb
 from result import write
 
@@ -192,7 +193,9 @@ class Bench:
         """One commit: when the first app starts and when the rollout has succeeded."""
         await self.commit(f"1.0.{number}")
         revision = await self.revision()
-        await asyncio.sleep(3)  # what the commit left on the disk, and last observations
+        # What the commit left on the disk, and last observations. Real agents' workers shall
+        # have gone since the round before: a node that has nothing to do has none.
+        await asyncio.sleep(3 if self.crowds else LINGER_S + 3)
         await self.ask()
         cpu, crowd_cpu = self._cpu(), sum(one["cpu"] for one in await self.ask())
         profiler = await self._profiler(number)
