@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import msgspec
 
@@ -27,21 +27,7 @@ End = Literal["RolledBack", "Cancelled"]
 IN_FLIGHT: Final[frozenset[NodeState]] = frozenset(
     {"Dispatched", "Downloading", "Ready", "Applying", "Verifying"}
 )
-NODE_STATES: Final[tuple[NodeState, ...]] = (
-    "Queued",
-    "Dispatched",
-    "Downloading",
-    "Ready",
-    "Applying",
-    "Verifying",
-    "Succeeded",
-    "Failed",
-    "RolledBack",
-    "Deferred",
-    "Held",
-    "Skipped",
-    "Unknown",
-)
+NODE_STATES: Final[tuple[NodeState, ...]] = get_args(NodeState)
 
 
 # What stays the same while a rollout runs.
