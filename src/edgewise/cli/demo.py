@@ -23,7 +23,6 @@ from edgewise.cli.session import Session
 from edgewise.cli.story import Story, until
 from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson
 from edgewise.protocol.api import (
-    HubStatus,
     NodeSummary,
     RolloutDetail,
     RolloutSummary,
@@ -355,10 +354,6 @@ class Demo:
     def _online(self) -> int:
         page = self._client().pages("/v1/nodes", NodeSummary)
         return sum(node.online for node in page.items)
-
-    def status(self) -> HubStatus:
-        """As ``edgewise status`` shows it."""
-        return self._client().get("/v1/status", HubStatus)
 
     async def _until(self, ask: Callable[[], bool], what: str) -> None:
         await until(lambda: ask() or None, what=what, within=_WITHIN)

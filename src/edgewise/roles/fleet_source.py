@@ -101,7 +101,7 @@ class FleetSource:
         self._looks = 0
         self._nodes: Waiters | None = None
         self._relays: RelaySide | None = None
-        self._known_fleets: set[str] = set()
+        self._retired: set[str] = set()
         self._unapplied: Compiled | None = None
 
     def connect(self, nodes: Waiters, relays: RelaySide) -> None:
@@ -187,6 +187,9 @@ class FleetSource:
             {fleet.release: fleet.documents for fleet in compiled.fleets.values()},
             builder_only=compiled.trust == "builder",
         )
+        if compiled.secrets:
+            # Before anybody is told: a node that fetches the release must be able to open them.
+            await self._records(compiled)
         kept = {one.name for one in parts.roster.all() if one.quarantined}
         for fleet in compiled.fleets.values():
             decision = await parts.rollouts.propose(_proposal(fleet, compiled, kept), actor="git")
@@ -194,9 +197,9 @@ class FleetSource:
                 "proposed", because=decision.reason, fleet=fleet.name, way=decision.way
             )
         gone = {one.name for one in parts.rollouts.fleets()} - set(compiled.fleets)
-        for name in sorted(gone - self._known_fleets):
+        for name in sorted(gone - self._retired):
             await parts.rollouts.retire(name, actor="git")
-        self._known_fleets = gone
+        self._retired = gone
         await self._records(compiled)
         self._unapplied = None
 

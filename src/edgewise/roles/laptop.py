@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 from edgewise.model.errors import NeedsPerson
@@ -223,7 +222,3 @@ def resident_mb(pid: int) -> float:
         if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024 / 1e6
     return 0.0
-
-
-STEP_TIMEOUT = timedelta(seconds=60)
-"""How long the demo waits for any one thing to happen before it calls it failed."""
