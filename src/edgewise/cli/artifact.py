@@ -8,8 +8,10 @@ one machine and published from another.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +82,11 @@ def key(
 def build(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
     directory: Annotated[
-        list[str], typer.Argument(help="DIRECTORY, or PLATFORM=DIRECTORY for each platform.")
+        list[str],
+        typer.Argument(
+            help="DIRECTORY, PLATFORM=DIRECTORY for each platform, or a build script: it is run "
+            "for each --platform with TARGETARCH, TARGETPLATFORM, VERSION and OUTPUT set."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name of the artifact.")],
     version: Annotated[str, typer.Option(help="Its version; published ones never change.")],
@@ -102,9 +108,11 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
     folder = to.expanduser()
     sources = _sources(directory, platform or [])
     collected: dict[Path, TreeRef] = {}
-    for source in sources.values():
-        if source not in collected:
-            collected[source] = _collect(source, folder)
+    with tempfile.TemporaryDirectory(prefix="edgewise-build-") as scratch:
+        sources = _scripts_run(sources, version, Path(scratch))
+        for source in sources.values():
+            if source not in collected:
+                collected[source] = _collect(source, folder)
     trees = {one: collected[source] for one, source in sources.items()}
     artifact = Artifact(name, version, trees, built_from)
     document = _document(folder, name, version)
@@ -189,6 +197,21 @@ def _document(folder: Path, name: str, version: str) -> Path:
     if not _VERSION.fullmatch(version) or not _VERSION.fullmatch(name):
         raise BadUsage(f"{name} {version} does not name an artifact")
     return folder / artifact_target(name, version)
+
+
+def _scripts_run(sources: dict[str, Path], version: str, scratch: Path) -> dict[str, Path]:
+    """Directories as they are; a build script becomes what it makes for each platform."""
+    from edgewise.backends.files.builds import run_script
+
+    made: dict[str, Path] = {}
+    for platform, source in sources.items():
+        if source.is_file():
+            output = scratch / platform.replace("/", "-")
+            output.mkdir()
+            asyncio.run(run_script(source, platform, version, output))
+            source = output
+        made[platform] = source
+    return made
 
 
 def _sources(given: list[str], platforms: list[str]) -> dict[str, Path]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from tuf.api.metadata import Targets
+from typer.testing import CliRunner
 
 from edgewise.backends.tuf.repository import load_key
+from edgewise.cli.main import app
 from edgewise.delivery import trust
 from edgewise.protocol.api import Builds, HubStatus, MissingObjects, SourceStatus
 from edgewise.protocol.codec import decode
@@ -160,3 +162,16 @@ def test_what_was_not_built_is_not_published(hub: Any, cli: Any, tmp_path: Path)
     assert "artifact build" in done.err
     assert cli("artifact", "publish", "..", "1.0", "--from", str(tmp_path)).code == 2
     assert hub.calls == []
+
+
+def test_a_build_script_is_run_for_each_platform(tmp_path: Path) -> None:
+    script = tmp_path / "build"
+    script.write_text('#!/bin/sh\necho "$TARGETARCH $VERSION" > "$OUTPUT/what"\n')
+    line = f"artifact build {script} --name x --version 2 --to {tmp_path / 'b'}".split()
+    line += ["--platform", "linux/amd64", "--platform", "linux/arm64"]
+    refused = CliRunner().invoke(app, line)
+    assert refused.exit_code == 4
+    script.chmod(0o755)
+    assert CliRunner().invoke(app, line).exit_code == 0
+    kept = {f.read_text() for f in (tmp_path / "b" / "objects").rglob("*") if f.is_file()}
+    assert kept == {"amd64 2\n", "arm64 2\n"}

@@ -77,7 +77,7 @@ async def run_build_script(
     trees: dict[str, TreeRef] = {}
     for platform in platforms:
         with tempfile.TemporaryDirectory(prefix="edgewise-build-") as output:
-            await _run(script, Platform(platform).value, version, Path(output))
+            await run_script(script, Platform(platform).value, version, Path(output))
             trees[platform] = await store_tree(Path(output), store)
     return await _keep(make_artifact(name, version, trees, built_from=built_from), store)
 
@@ -88,8 +88,15 @@ async def _keep(artifact: Artifact, store: FileObjects) -> Artifact:
     return artifact
 
 
-async def _run(script: Path, platform: str, version: str, output: Path) -> None:
+async def run_script(script: Path, platform: str, version: str, output: Path) -> None:
+    """Let ``script`` fill ``output`` for one platform.
+
+    Raises NeedsPerson, with the end of what it printed, when it cannot be run, fails, or
+    fills nothing.
+    """
     system, architecture, *variant = platform.split("/")
+    if not os.access(script, os.X_OK):
+        raise NeedsPerson(f"{script} cannot be run", hint=f"chmod +x {script}")
     process = await asyncio.create_subprocess_exec(
         str(script.resolve()),
         cwd=script.resolve().parent,
