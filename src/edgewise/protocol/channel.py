@@ -105,6 +105,9 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     sealed: dict[str, str] = {}
     """Secret source digest to the digest of the object sealed to this node."""
+    identities: dict[str, tuple[str, ...]] = {}
+    """SPIFFE paths that workloads on this node may have, each with the DNS names that may
+    stand beside it: ``/app/shops/till``."""
     schema: Literal[1] = 1
 
 

@@ -34,3 +34,5 @@ ENTRIES: Final = 500_000
 """Files in one tree."""
 PATH: Final = 4096
 """Characters in one path of a tree (Linux PATH_MAX)."""
+WORKLOADS: Final = 64
+"""Identities that a node asks for at once; it asks again for more."""

@@ -33,6 +33,8 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     hold_s: float = 60.0
     """How long the answer may be held. 0 asks for one at once: a report beside a held poll."""
     version: int = VERSION
+    bundles: int = 0
+    """Sequence of its newest verified trust bundles; 0 for none."""
 
 
 class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,6 +52,8 @@ class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """How long the next poll will be held at most."""
     now: datetime | None = None
     """The sender's clock; a hint for nodes without one, never trusted alone."""
+    bundles: Signed | None = None
+    """Trust bundles (``bundle/1``) newer than those the node named."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from edgewise.net.api.ports import KeptRecord, RecordStore
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import encode
@@ -26,6 +28,7 @@ class Wanted:
     index: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     sealed: Mapping[str, str] = field(default_factory=dict)
+    identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def succeed(before: NodeRecord | None, last: int, name: str, wanted: Wanted) -> NodeRecord | None:
@@ -34,15 +37,21 @@ def succeed(before: NodeRecord | None, last: int, name: str, wanted: Wanted) -> 
     ``last`` is the highest sequence that this name ever had.
     """
     after = NodeRecord(
-        name, last + 1, wanted.fleet, wanted.index, dict(wanted.labels), dict(wanted.sealed)
+        name,
+        last + 1,
+        wanted.fleet,
+        wanted.index,
+        dict(wanted.labels),
+        dict(wanted.sealed),
+        dict(wanted.identities),
     )
     if before is not None and _content(before) == _content(after):
         return None
     return after
 
 
-def _content(record: NodeRecord) -> tuple[object, ...]:
-    return record.node, record.fleet, record.index, record.labels, record.sealed
+def _content(record: NodeRecord) -> NodeRecord:
+    return msgspec.structs.replace(record, sequence=0)
 
 
 class Records:
@@ -95,7 +104,7 @@ class Records:
     async def sign_again(self) -> None:
         """The channels key has changed: sign every record with the new one."""
         names = {
-            name: Wanted(kept.region, r.fleet, r.index, r.labels, r.sealed)
+            name: Wanted(kept.region, r.fleet, r.index, r.labels, r.sealed, r.identities)
             for name, kept in self._kept.items()
             if (r := self._records.get(name))
         }
