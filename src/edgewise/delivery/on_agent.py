@@ -42,10 +42,12 @@ from edgewise.protocol.content import (
     Tree,
     object_path,
 )
+from edgewise.protocol.egress import EgressRules
 from edgewise.protocol.installed import (
     Installed,
     InstalledApp,
     InstalledConfig,
+    InstalledEgress,
     InstalledSecret,
 )
 
@@ -148,6 +150,7 @@ class _Fetch:
         apps, trees = list[InstalledApp](), dict[str, Tree]()
         configs, secrets = list[InstalledConfig](), list[InstalledSecret]()
         ignored: list[NotActedOn] = []
+        egress: InstalledEgress | None = None
         for _, name, digest in selection:
             part: Part = await self._document(digest, Part, limits.PART, f"part {name}")
             match part:
@@ -157,6 +160,8 @@ class _Fetch:
                     configs.append(InstalledConfig(digest, part))
                 case SealedSecret():
                     secrets.append(await self._secret(digest, part))
+                case EgressRules():
+                    egress = InstalledEgress(digest, part)
                 case NotActedOn():
                     ignored.append(part)
         return Installed(
@@ -166,6 +171,7 @@ class _Fetch:
             apps=tuple(apps),
             configs=tuple(configs),
             secrets=tuple(secrets),
+            egress=egress,
             not_acted_on=tuple(ignored),
             settings=document.settings,
         ), trees

@@ -14,6 +14,7 @@ import msgspec
 from edgewise.model.labels import Labels
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
+from edgewise.protocol.egress import EgressRules
 
 SCHEMA: Final = 1
 
@@ -267,7 +268,7 @@ class NotActedOn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="a
     body: dict[str, str] = {}
 
 
-Part = ProcessApp | FilesConfig | SealedSecret | NotActedOn
+Part = ProcessApp | FilesConfig | SealedSecret | EgressRules | NotActedOn
 
 
 # Releases
@@ -298,7 +299,7 @@ class PartRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels in ``by``, joined by ``variant_key``, choose from ``variants``.
     """
 
-    kind: Literal["app", "config", "secret", "other"]
+    kind: Literal["app", "config", "secret", "egress", "other"]
     name: str
     by: tuple[str, ...]
     variants: dict[str, str]

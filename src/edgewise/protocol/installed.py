@@ -16,6 +16,7 @@ from edgewise.protocol.content import (
     ProcessApp,
     SealedSecret,
 )
+from edgewise.protocol.egress import EgressRules
 
 
 class InstalledApp(msgspec.Struct, frozen=True):
@@ -45,6 +46,13 @@ class InstalledSecret(msgspec.Struct, frozen=True):
     sealed: str
 
 
+class InstalledEgress(msgspec.Struct, frozen=True):
+    """Where the node's apps may connect to."""
+
+    part: str
+    rules: EgressRules
+
+
 class Installed(msgspec.Struct, frozen=True):
     """Everything one node runs under one release."""
 
@@ -54,6 +62,7 @@ class Installed(msgspec.Struct, frozen=True):
     apps: tuple[InstalledApp, ...] = ()
     configs: tuple[InstalledConfig, ...] = ()
     secrets: tuple[InstalledSecret, ...] = ()
+    egress: InstalledEgress | None = None
     not_acted_on: tuple[NotActedOn, ...] = ()
     settings: NodeSettings = NodeSettings()
     bytes_fetched: int = 0
@@ -68,6 +77,7 @@ class Installed(msgspec.Struct, frozen=True):
             [("app", a.app.name, a.part) for a in self.apps]
             + [("config", c.config.name, c.part) for c in self.configs]
             + [("secret", s.secret.name, f"{s.part} {s.sealed}") for s in self.secrets]
+            + ([("egress", self.egress.rules.name, self.egress.part)] if self.egress else [])
         )
 
     def changed_since(self, old: Installed | None) -> tuple[str, ...]:

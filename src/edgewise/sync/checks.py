@@ -111,7 +111,6 @@ def not_acted_on(document: Document) -> tuple[str, ...]:
                 "os": spec.os,
                 "accessPolicyRef": spec.access_policy_ref,
                 "healPolicyRef": spec.heal_policy_ref,
-                "egressPolicyRef": spec.egress_policy_ref,
             }
             return tuple(f"spec.{name}" for name, value in fields.items() if value is not None)
         case Config():

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.model.documents import App, Config, Fleet, OSImage, Secret, Workspace
+from edgewise.model.documents import App, Config, EgressPolicy, Fleet, OSImage, Secret, Workspace
 from edgewise.model.documents.app import AnyAppSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
 from edgewise.model.documents.fleet import Placed
@@ -80,6 +80,7 @@ class FleetParts:
         built += [self._kept("Config", placed) for placed in spec.configs]
         built += [self._kept("Secret", placed) for placed in spec.secrets]
         built.append(self._os_image())
+        built.append(self._egress())
         return sorted((b for b in built if b), key=lambda b: (b.ref.kind, b.ref.name))
 
     def _kept(self, kind: str, placed: Placed) -> Built | None:
@@ -286,6 +287,35 @@ class FleetParts:
         }
         data = codec.encode(NotActedOn(ref.name, "OSImage", body))
         return self._built("other", f"OSImage/{ref.name}", source, self._render(lambda _: data))
+
+    def _egress(self) -> Built | None:
+        ref = self._fleet.spec.egress_policy_ref
+        source = self._bench.kinds.get("EgressPolicy", {}).get(ref.name) if ref else None
+        if source is None or not isinstance(source.parsed.value, EgressPolicy):
+            return None
+        policy = source.parsed.value
+        self._check_egress_apps(source, policy)
+        data = codec.encode(parts.egress_rules(policy))
+        return self._built("egress", source.parsed.name, source, self._render(lambda _: data))
+
+    def _check_egress_apps(self, source: Sourced, policy: EgressPolicy) -> None:
+        """A policy speaks of apps of the repo (several fleets may share it); a rule, of apps
+        that its policy concerns."""
+        exist = set(self._bench.kinds.get("App", {}))
+        concerned = {ref.name for ref in policy.spec.apps}
+        named: list[tuple[Path, str, set[str], str]] = [
+            (("spec", "apps", i, "name"), ref.name, exist, "there is no App")
+            for i, ref in enumerate(policy.spec.apps)
+        ]
+        what = "the policy does not concern app" if concerned else "there is no App"
+        for index, rule in enumerate(policy.spec.allow):
+            for i, ref in enumerate(rule.apps):
+                path: Path = ("spec", "allow", index, "apps", i, "name")
+                named.append((path, ref.name, concerned or exist, what))
+        for path, name, known, what in named:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                self._bench.report.at(source, Finding(path, f"{what} {name!r}", hint, name))
 
     # Overlays
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.model.documents import Secret
+from edgewise.model.documents import EgressPolicy, Secret
 from edgewise.model.documents.app import AnyAppSpec, HookSpec, ProbeSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
 from edgewise.model.documents.fleet import FleetSpec, WindowSpec
@@ -32,6 +32,7 @@ from edgewise.protocol.content import (
     TreeRef,
     Window,
 )
+from edgewise.protocol.egress import EgressRule, EgressRules
 
 
 def process_app(name: str, spec: ProcessSpec, trees: Mapping[str, TreeRef]) -> ProcessApp:
@@ -137,6 +138,33 @@ def sealed_secret(secret: Secret, source: str) -> SealedSecret | NotActedOn:
         keys=tuple(sorted(spec.data)),
         mode=int(spec.mode, 8),
         owner=spec.owner,
+    )
+
+
+def egress_rules(policy: EgressPolicy) -> EgressRules:
+    """The part of an EgressPolicy."""
+    spec = policy.spec
+    return EgressRules(
+        name=policy.metadata.name,
+        apps=tuple(sorted({ref.name for ref in spec.apps})),
+        allow=tuple(
+            EgressRule(
+                host=rule.host,
+                ports=tuple(sorted(set(rule.ports))),
+                mtls=rule.mtls,
+                protocol=rule.protocol,
+                spiffe_ids=rule.spiffe_ids,
+                trust=rule.trust,
+                methods=rule.methods,
+                paths=rule.paths,
+                apps=tuple(sorted({ref.name for ref in rule.apps})),
+                identities=rule.identities,
+                addresses=rule.addresses,
+            )
+            for rule in spec.allow
+        ),
+        otherwise=spec.otherwise,
+        enforce=spec.enforce,
     )
 
 

@@ -15,5 +15,5 @@ def test_an_example_passes_without_a_warning(name: str) -> None:
 
 def test_the_retail_example_lists_what_is_accepted_but_not_yet_acted_on() -> None:
     listed = " ".join(check_files(repo_of.example("retail")).not_acted_on)
-    for kind in ("OSImage/", "AccessPolicy/", "HealPolicy/", "EgressPolicy/", "App/kiosk-ui"):
+    for kind in ("OSImage/", "AccessPolicy/", "HealPolicy/", "App/kiosk-ui"):
         assert kind in listed

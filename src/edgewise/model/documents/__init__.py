@@ -10,11 +10,11 @@ from typing import Final
 
 from edgewise.model.documents.app import App
 from edgewise.model.documents.content import Config, OSImage, Secret
+from edgewise.model.documents.egress import EgressPolicy
 from edgewise.model.documents.fleet import Fleet
 from edgewise.model.documents.inventory import Node, NodeSet, Workspace
 from edgewise.model.documents.policies import (
     AccessPolicy,
-    EgressPolicy,
     HealPolicy,
     NotificationPolicy,
     RolloutPolicy,
@@ -53,7 +53,17 @@ KINDS: Final[dict[str, type[Document]]] = {
 }
 
 ACTED_ON: Final = frozenset(
-    {"Workspace", "NodeSet", "Node", "Fleet", "App", "Config", "Secret", "RolloutPolicy"}
+    {
+        "Workspace",
+        "NodeSet",
+        "Node",
+        "Fleet",
+        "App",
+        "Config",
+        "Secret",
+        "RolloutPolicy",
+        "EgressPolicy",
+    }
 )
 """Kinds that change what runs; the others are checked, listed and kept for later."""
 

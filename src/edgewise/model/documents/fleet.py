@@ -123,7 +123,7 @@ class FleetSpec(Strict, frozen=True, kw_only=True):
     heal_policy_ref: Ref | None = None
     """A HealPolicy. Accepted, not yet acted on."""
     egress_policy_ref: Ref | None = None
-    """An EgressPolicy. Accepted, not yet acted on."""
+    """An EgressPolicy; left out, the node has no egress gateway."""
 
 
 class Fleet(Strict, frozen=True, kw_only=True, tag_field="kind", tag="Fleet"):

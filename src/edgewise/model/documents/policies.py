@@ -15,8 +15,6 @@ from edgewise.model.documents.words import (
     Misfit,
     Name,
     Percent,
-    Port,
-    Ref,
     ShareWord,
     Strict,
     Subject,
@@ -276,36 +274,6 @@ class HealPolicy(Strict, frozen=True, kw_only=True, tag_field="kind", tag="HealP
     api_version: ApiVersion
     metadata: Metadata
     spec: HealPolicySpec
-
-
-class EgressRule(Strict, frozen=True, kw_only=True):
-    """One destination."""
-
-    host: Text
-    """Name or address; ``*.example.net`` for everything below a name."""
-    ports: tuple[Port, ...] = (443,)
-    """Ports."""
-    mtls: bool = True
-    """Whether the peer must prove itself with a certificate that we know."""
-
-
-class EgressPolicySpec(Strict, frozen=True, kw_only=True):
-    """Where apps may connect to."""
-
-    apps: tuple[Ref, ...] = ()
-    """Which apps; all when left out."""
-    allow: tuple[EgressRule, ...] = ()
-    """Where to."""
-    otherwise: Literal["Deny", "Allow"] = "Deny"
-    """Everything that is not listed."""
-
-
-class EgressPolicy(Strict, frozen=True, kw_only=True, tag_field="kind", tag="EgressPolicy"):
-    """Where apps may connect to. Accepted, not yet acted on."""
-
-    api_version: ApiVersion
-    metadata: Metadata
-    spec: EgressPolicySpec
 
 
 class UrlFrom(Strict, frozen=True, kw_only=True):
