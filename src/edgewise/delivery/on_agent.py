@@ -40,6 +40,7 @@ from edgewise.protocol.content import (
     Release,
     SealedSecret,
     Tree,
+    WorkloadRegistration,
     object_path,
 )
 from edgewise.protocol.egress import EgressRules
@@ -48,6 +49,7 @@ from edgewise.protocol.installed import (
     InstalledApp,
     InstalledConfig,
     InstalledEgress,
+    InstalledIdentity,
     InstalledSecret,
 )
 
@@ -149,6 +151,7 @@ class _Fetch:
             raise Untrusted(f"release {release[:12]} is for fleet {document.fleet}")
         apps, trees = list[InstalledApp](), dict[str, Tree]()
         configs, secrets = list[InstalledConfig](), list[InstalledSecret]()
+        identities: list[InstalledIdentity] = []
         ignored: list[NotActedOn] = []
         egress: InstalledEgress | None = None
         for _, name, digest in selection:
@@ -162,6 +165,8 @@ class _Fetch:
                     secrets.append(await self._secret(digest, part))
                 case EgressRules():
                     egress = InstalledEgress(digest, part)
+                case WorkloadRegistration():
+                    identities.append(InstalledIdentity(digest, part))
                 case NotActedOn():
                     ignored.append(part)
         return Installed(
@@ -172,6 +177,7 @@ class _Fetch:
             configs=tuple(configs),
             secrets=tuple(secrets),
             egress=egress,
+            identities=tuple(identities),
             not_acted_on=tuple(ignored),
             settings=document.settings,
         ), trees

@@ -154,6 +154,10 @@ class Publisher:
         for sha256 in await self._objects.missing(objects):
             await self._objects.put(sha256, objects[sha256])
 
+    async def document(self, sha256: str, *, at_most: int) -> bytes:
+        """A published object. Raises NotFound."""
+        return await self._objects.get(sha256, at_most=at_most)
+
     async def publish_release(self, release: str, documents: Mapping[str, bytes]) -> None:
         """Keep a release's documents and make it known. Idempotent.
 

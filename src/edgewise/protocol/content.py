@@ -187,6 +187,23 @@ class Dependency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     condition: Literal["Started", "Healthy"] = "Started"
 
 
+class WorkloadRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="identity"):
+    """Which processes of a node may have a SPIFFE ID, and what comes with it."""
+
+    name: str
+    """Of the WorkloadIdentity document; for an app's own identity, of the app."""
+    path: str
+    """Of the SPIFFE ID, below the trust domain of the node: ``/app/shops/till``."""
+    selectors: tuple[str, ...]
+    """All must hold (model.selectors)."""
+    ttl_s: float = 0.0
+    """Asked lifetime of an X509-SVID; 0: the issuer's own. It may be cut, never stretched."""
+    dns: tuple[str, ...] = ()
+    hint: str = ""
+    federates_with: tuple[str, ...] = ()
+    """Other organisations' trust domains whose bundles the workload gets."""
+
+
 class ProcessApp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="process"):
     """A signed tree plus a command, run under the agent's supervisor."""
 
@@ -210,6 +227,8 @@ class ProcessApp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="p
     depends_on: tuple[Dependency, ...] = ()
     pre_update: tuple[Hook, ...] = ()
     post_update: tuple[Hook, ...] = ()
+    identity: WorkloadRegistration | msgspec.UnsetType = msgspec.UNSET
+    """Absent, not null, where there is none: apps without one keep the digest they had."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -268,7 +287,7 @@ class NotActedOn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="a
     body: dict[str, str] = {}
 
 
-Part = ProcessApp | FilesConfig | SealedSecret | EgressRules | NotActedOn
+Part = ProcessApp | FilesConfig | SealedSecret | WorkloadRegistration | EgressRules | NotActedOn
 
 
 # Releases
@@ -299,7 +318,7 @@ class PartRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels in ``by``, joined by ``variant_key``, choose from ``variants``.
     """
 
-    kind: Literal["app", "config", "secret", "egress", "other"]
+    kind: Literal["app", "config", "secret", "identity", "egress", "other"]
     name: str
     by: tuple[str, ...]
     variants: dict[str, str]

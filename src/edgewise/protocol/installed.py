@@ -15,6 +15,7 @@ from edgewise.protocol.content import (
     NotActedOn,
     ProcessApp,
     SealedSecret,
+    WorkloadRegistration,
 )
 from edgewise.protocol.egress import EgressRules
 
@@ -53,6 +54,13 @@ class InstalledEgress(msgspec.Struct, frozen=True):
     rules: EgressRules
 
 
+class InstalledIdentity(msgspec.Struct, frozen=True):
+    """A WorkloadIdentity; an app's own identity is in the app."""
+
+    part: str
+    registration: WorkloadRegistration
+
+
 class Installed(msgspec.Struct, frozen=True):
     """Everything one node runs under one release."""
 
@@ -63,6 +71,7 @@ class Installed(msgspec.Struct, frozen=True):
     configs: tuple[InstalledConfig, ...] = ()
     secrets: tuple[InstalledSecret, ...] = ()
     egress: InstalledEgress | None = None
+    identities: tuple[InstalledIdentity, ...] = ()
     not_acted_on: tuple[NotActedOn, ...] = ()
     settings: NodeSettings = NodeSettings()
     bytes_fetched: int = 0
@@ -77,7 +86,16 @@ class Installed(msgspec.Struct, frozen=True):
             [("app", a.app.name, a.part) for a in self.apps]
             + [("config", c.config.name, c.part) for c in self.configs]
             + [("secret", s.secret.name, f"{s.part} {s.sealed}") for s in self.secrets]
+            + [("identity", i.registration.name, i.part) for i in self.identities]
             + ([("egress", self.egress.rules.name, self.egress.part)] if self.egress else [])
+        )
+
+    def registrations(self) -> tuple[WorkloadRegistration, ...]:
+        """Every workload identity: those of apps first."""
+        own = (a.app.identity for a in self.apps)
+        return (
+            *(i for i in own if isinstance(i, WorkloadRegistration)),
+            *(i.registration for i in self.identities),
         )
 
     def changed_since(self, old: Installed | None) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ class X509Wanted(msgspec.Struct, frozen=True):
     """DER PKCS#10; only its key counts."""
     dns: tuple[str, ...] = ()
     """Names for servers of this workload; must be among those that its record allows."""
+    ttl_s: float = 0.0
+    """Asked lifetime in seconds; 0: the issuer's own. An issuer may give less, never more."""
 
 
 class JwtWanted(msgspec.Struct, frozen=True):

@@ -8,7 +8,8 @@ is killed anywhere repeats the look and ends in the same place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -32,8 +33,9 @@ from edgewise.protocol import limits
 from edgewise.protocol.api import Condition, Plan, PlanRequest, SourceStatus
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Part, Release, SealedSecret
+from edgewise.roles.fleet_identities import FleetIdentities, Granted
 from edgewise.rollout.fleet import MemberPlan, Proposal, group_of
-from edgewise.rollout.on_hub import Rollouts
+from edgewise.rollout.on_hub import Placement, Rollouts
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 from edgewise.sync import remarks
@@ -43,6 +45,8 @@ from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, Joi
 SETTLE: Final = timedelta(milliseconds=20)
 """Machines that join together are one look."""
 RETRY: Final = timedelta(seconds=5)
+CHANNELS_LOOK: Final = timedelta(seconds=30)
+"""How soon after a rollout its old release's identities are taken away."""
 
 
 class PeopleAndMachines:
@@ -103,6 +107,9 @@ class FleetSource:
         self._relays: RelaySide | None = None
         self._retired: set[str] = set()
         self._unapplied: Compiled | None = None
+        self._identities = FleetIdentities(parts.publisher)
+        self._granted_for: Mapping[str, tuple[str, str]] = {}
+        """Fleet to the stable and candidate release that the records were made for."""
 
     def connect(self, nodes: Waiters, relays: RelaySide) -> None:
         """Who is woken when a record changes."""
@@ -123,6 +130,19 @@ class FleetSource:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_git())
             tasks.create_task(self._look_for_ever())
+            tasks.create_task(self._follow_channels())
+
+    async def _follow_channels(self) -> None:
+        """A rollout that has ended takes away what only the old release was granted."""
+        while True:
+            await self._parts.clock.sleep(CHANNELS_LOOK)
+            if self._channels() != self._granted_for:
+                self._due.set()
+
+    def _channels(self) -> dict[str, tuple[str, str]]:
+        rollouts = self._parts.rollouts
+        found = ((one.name, rollouts.channel(one.name)) for one in rollouts.fleets())
+        return {name: (channel.stable, channel.candidate) for name, channel in found}
 
     async def _follow_git(self) -> None:
         async for _ in self._parts.watch.changes():
@@ -206,7 +226,9 @@ class FleetSource:
     async def _records(self, compiled: Compiled | None) -> None:
         """Every machine's record says where it belongs; those whose record is new are woken."""
         parts = self._parts
+        self._granted_for = self._channels()
         sealed = await self._sealed(compiled) if compiled is not None else {}
+        granted = await self._granted(compiled) if compiled is not None else {}
         wanted: dict[str, Wanted] = {}
         for enrolled in parts.roster.all():
             if enrolled.role != "node" or enrolled.quarantined:
@@ -220,6 +242,7 @@ class FleetSource:
                 place.index if place else 0,
                 member.labels if member else enrolled.labels,
                 sealed.get(enrolled.name, {}),
+                granted[enrolled.name] if compiled else self._granted_before(enrolled.name),
             )
         new = await parts.records.put(wanted)
         if not new:
@@ -229,6 +252,24 @@ class FleetSource:
                 self._nodes.wake(name)
         if self._relays is not None:
             self._relays.wake()
+
+    async def _granted(self, compiled: Compiled) -> Mapping[str, Granted]:
+        """Node to the workload identities that it may ask for."""
+        rollouts = self._parts.rollouts
+        found: dict[str, Granted] = defaultdict(dict)
+        channels = self._granted_for
+        for fleet in compiled.fleets.values():
+            here = [name for name in fleet.members if _is_in(rollouts.placement(name), fleet.name)]
+            channel = rollouts.channel(fleet.name) if fleet.name in channels else None
+            found |= await self._identities.of(fleet, channel, here)
+        named = {digest for pair in channels.values() for digest in pair}
+        self._identities.keep(named | {fleet.release for fleet in compiled.fleets.values()})
+        return found
+
+    def _granted_before(self, node: str) -> Granted:
+        """While no commit compiles, everybody keeps what they have."""
+        record = self._parts.records.get(node)
+        return dict(record[0].identities) if record else {}
 
     async def _sealed(self, compiled: Compiled) -> dict[str, dict[str, str]]:
         """Node to its secrets: source digest to the object that only this node can open."""
@@ -356,6 +397,10 @@ def _proposal(fleet: CompiledFleet, compiled: Compiled, kept: Set[str]) -> Propo
     return Proposal(
         fleet.name, fleet.release, compiled.revision, fleet.rules, members, fleet.suspended
     )
+
+
+def _is_in(place: Placement | None, fleet: str) -> bool:
+    return place is not None and place.fleet == fleet
 
 
 def _secrets_of(fleet: CompiledFleet) -> dict[str, set[str]]:

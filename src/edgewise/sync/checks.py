@@ -13,11 +13,14 @@ from edgewise.model.documents import (
     Fleet,
     RolloutPolicy,
     Secret,
+    WorkloadIdentity,
     Workspace,
 )
 from edgewise.model.documents.app import ProcessSpec
+from edgewise.model.selectors import KINDS, UnknownKind, WorkloadSelector
 from edgewise.sync import templates
 from edgewise.sync.mismatch import Finding, dotted
+from edgewise.sync.suggest import did_you_mean
 from edgewise.sync.yaml_text import Path
 
 
@@ -31,6 +34,8 @@ def document_findings(document: Document) -> tuple[Finding, ...]:
         found.extend(_hooks(document))
     if isinstance(document, Fleet):
         found.extend(_fleet(document))
+    if isinstance(document, WorkloadIdentity):
+        found.extend(_selectors(document))
     return tuple(found)
 
 
@@ -89,6 +94,7 @@ def _fleet(fleet: Fleet) -> Iterator[Finding]:
         ("apps", spec.apps),
         ("configs", spec.configs),
         ("secrets", spec.secrets),
+        ("identities", spec.identities),
     ):
         seen: set[str] = set()
         for index, placed in enumerate(listed):
@@ -96,6 +102,27 @@ def _fleet(fleet: Fleet) -> Iterator[Finding]:
                 path = ("spec", field, index, "ref", "name")
                 yield Finding(path, f"{placed.ref.name!r} occurs twice in spec.{field}")
             seen.add(placed.ref.name)
+
+
+def _selectors(document: WorkloadIdentity) -> Iterator[Finding]:
+    """Selectors that no process could ever meet."""
+    seen: dict[str, str] = {}
+    for index, text in enumerate(document.spec.selectors):
+        path: Path = ("spec", "selectors", index)
+        try:
+            selector = WorkloadSelector.parse(text)
+        except UnknownKind as error:
+            hint = did_you_mean(error.kind, KINDS, otherwise=f"it takes one of {', '.join(KINDS)}")
+            message = f"{dotted(path)} {text[:60]!r} is of no kind that exists"
+            yield Finding(path, message, hint, error.kind)
+            continue
+        except ValueError as error:
+            yield Finding(path, str(error), value=text)
+            continue
+        if seen.setdefault(selector.fact, selector.value) != selector.value:
+            message = f"{dotted(path)} contradicts another selector of the same kind"
+            hint = "all selectors must hold; write a second WorkloadIdentity for the other process"
+            yield Finding(path, message, hint, text)
 
 
 def not_acted_on(document: Document) -> tuple[str, ...]:
@@ -127,8 +154,7 @@ def not_acted_on(document: Document) -> tuple[str, ...]:
 def _app_fields(app: App) -> tuple[str, ...]:
     if not isinstance(app.spec, ProcessSpec):
         return ("",)
-    fields = {"ports": app.spec.ports, "identity": app.spec.identity}
-    named = [f"spec.{name}" for name, value in fields.items() if value]
+    named = ["spec.ports"] if app.spec.ports else []
     if app.spec.replicas != 1:
         named.append("spec.replicas")
     return tuple(named)

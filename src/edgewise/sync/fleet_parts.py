@@ -8,7 +8,16 @@ from typing import Any
 
 import msgspec
 
-from edgewise.model.documents import App, Config, EgressPolicy, Fleet, OSImage, Secret, Workspace
+from edgewise.model.documents import (
+    App,
+    Config,
+    EgressPolicy,
+    Fleet,
+    OSImage,
+    Secret,
+    WorkloadIdentity,
+    Workspace,
+)
 from edgewise.model.documents.app import AnyAppSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
 from edgewise.model.documents.fleet import Placed
@@ -79,6 +88,7 @@ class FleetParts:
         built = [self._kept("App", placed) for placed in spec.apps]
         built += [self._kept("Config", placed) for placed in spec.configs]
         built += [self._kept("Secret", placed) for placed in spec.secrets]
+        built += [self._kept("WorkloadIdentity", placed) for placed in spec.identities]
         built.append(self._os_image())
         built.append(self._egress())
         return sorted((b for b in built if b), key=lambda b: (b.ref.kind, b.ref.name))
@@ -108,6 +118,8 @@ class FleetParts:
                 built = self._config(source, placed)
             case Secret() as secret:
                 built = self._secret(source, placed, secret)
+            case WorkloadIdentity() as identity:
+                built = self._identity(source, placed, identity)
             case other:
                 raise TypeError(f"a fleet cannot hold {other!r}")
         if len(report) == before:
@@ -163,7 +175,7 @@ class FleetParts:
                 hint = f"a part has at most {limits.PART:,}; put large files into an artifact"
                 self._bench.report.at(source, Finding(("spec",), message, hint))
         ref = PartRef(
-            kind,  # type: ignore[arg-type]  # one of the literals, by the three callers
+            kind,  # type: ignore[arg-type]  # one of the literals, by the callers
             name,
             rendered.by,
             dict(rendered.variants),
@@ -192,7 +204,7 @@ class FleetParts:
             lens.done()
             if not isinstance(spec, ProcessSpec):
                 return codec.encode(parts.other_app(name, spec, env, command))
-            part: ProcessApp = parts.process_app(name, spec, trees)
+            part: ProcessApp = parts.process_app(name, spec, trees, self._fleet.metadata.name)
             needs = tuple(d for d in part.depends_on if self._runs(d.name, lens))
             part = msgspec.structs.replace(part, env=env, command=command, depends_on=needs)
             return codec.encode(part)
@@ -269,6 +281,14 @@ class FleetParts:
         name = placed.ref.name
         kind, shown = ("secret", name) if acted_on else ("other", f"Secret/{name}")
         return self._built(kind, shown, source, self._render(make))
+
+    def _identity(self, source: Sourced, placed: Placed, identity: WorkloadIdentity) -> Built:
+        data = codec.encode(parts.workload_identity(placed.ref.name, identity.spec))
+
+        def make(lens: Lens) -> bytes:
+            return data if lens.matches(placed.selector) else b""
+
+        return self._built("identity", placed.ref.name, source, self._render(make))
 
     def _os_image(self) -> Built | None:
         if self._fleet.spec.os is None:

@@ -12,6 +12,7 @@ from edgewise.model.documents import EgressPolicy, Secret
 from edgewise.model.documents.app import AnyAppSpec, HookSpec, ProbeSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
 from edgewise.model.documents.fleet import FleetSpec, WindowSpec
+from edgewise.model.documents.identity import AppIdentity, IdentityTerms, WorkloadIdentitySpec
 from edgewise.model.quantity import parse_bytes, parse_cpu_milli, parse_duration
 from edgewise.protocol import codec
 from edgewise.protocol.content import (
@@ -31,11 +32,14 @@ from edgewise.protocol.content import (
     TcpProbe,
     TreeRef,
     Window,
+    WorkloadRegistration,
 )
 from edgewise.protocol.egress import EgressRule, EgressRules
 
 
-def process_app(name: str, spec: ProcessSpec, trees: Mapping[str, TreeRef]) -> ProcessApp:
+def process_app(
+    name: str, spec: ProcessSpec, trees: Mapping[str, TreeRef], fleet: str
+) -> ProcessApp:
     """The part of a process App; env and command are as written, to be rendered."""
     cpu = spec.resources.cpu
     return ProcessApp(
@@ -58,6 +62,40 @@ def process_app(name: str, spec: ProcessSpec, trees: Mapping[str, TreeRef]) -> P
         depends_on=tuple(Dependency(d.name, d.condition) for d in spec.depends_on),
         pre_update=tuple(_hook(h) for h in spec.hooks.pre_update),
         post_update=tuple(_hook(h) for h in spec.hooks.post_update),
+        identity=_app_identity(name, spec.identity, fleet),
+    )
+
+
+def default_path(fleet: str, app: str) -> str:
+    """The SPIFFE path of an App that asks for an identity and names no path."""
+    return f"/app/{fleet}/{app}"
+
+
+def _app_identity(
+    name: str, spec: AppIdentity | None, fleet: str
+) -> WorkloadRegistration | msgspec.UnsetType:
+    if spec is None:
+        return msgspec.UNSET
+    path = spec.spiffe_id or default_path(fleet, name)
+    return _registration(name, path, (f"edgewise:app:{name}",), spec)
+
+
+def workload_identity(name: str, spec: WorkloadIdentitySpec) -> WorkloadRegistration:
+    """The part of a WorkloadIdentity."""
+    return _registration(name, spec.spiffe_id, tuple(sorted(set(spec.selectors))), spec)
+
+
+def _registration(
+    name: str, path: str, selectors: tuple[str, ...], terms: IdentityTerms
+) -> WorkloadRegistration:
+    return WorkloadRegistration(
+        name=name,
+        path=path,
+        selectors=selectors,
+        ttl_s=seconds(terms.ttl) if terms.ttl else 0.0,
+        dns=tuple(dict.fromkeys(terms.dns_names)),
+        hint=terms.hint,
+        federates_with=tuple(sorted(set(terms.federates_with))),
     )
 
 

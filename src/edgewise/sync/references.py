@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from edgewise.model.documents import App, Fleet, OSImage
+from edgewise.model.documents import App, Fleet, OSImage, WorkloadIdentity
 from edgewise.sync.mismatch import Finding
 from edgewise.sync.parse import ROOT, Report, Sourced
+from edgewise.sync.parts import default_path
 from edgewise.sync.suggest import did_you_mean
 from edgewise.sync.yaml_text import Path
 
@@ -45,6 +46,31 @@ def check_references(kinds: Catalogue, broken: frozenset[tuple[str, str]], repor
         if isinstance(where.parsed.value, Fleet):
             _check_fleet(where, where.parsed.value, kinds, broken, report)
     _check_circles(kinds.get("App", {}), report)
+    _check_paths(kinds, report)
+
+
+def _check_paths(kinds: Catalogue, report: Report) -> None:
+    """One document for each SPIFFE ID: who may have it is read in one place."""
+    first: dict[str, Sourced] = {}
+    for kind in ("App", "WorkloadIdentity"):
+        for where in kinds.get(kind, {}).values():
+            path, at = _workload_path(where)
+            if path and first.setdefault(path, where) is not where:
+                other = first[path]
+                message = (
+                    f"{path} is the SPIFFE ID of {other.parsed.kind} {other.parsed.name!r} too"
+                )
+                hint = f"first in {other.where}; name its processes there, or choose another path"
+                report.at(where, Finding(at, message, hint, path))
+
+
+def _workload_path(where: Sourced) -> tuple[str, Path]:
+    value = where.parsed.value
+    if isinstance(value, WorkloadIdentity):
+        return value.spec.spiffe_id, ("spec", "spiffeID")
+    if isinstance(value, App) and value.spec.identity is not None:
+        return value.spec.identity.spiffe_id or "", ("spec", "identity", "spiffeID")
+    return "", ()
 
 
 def _check_fleet(
@@ -60,6 +86,7 @@ def _check_fleet(
         ("apps", "App", spec.apps),
         ("configs", "Config", spec.configs),
         ("secrets", "Secret", spec.secrets),
+        ("identities", "WorkloadIdentity", spec.identities),
     ):
         wanted += [
             (kind, p.ref.name, ("spec", field, i, "ref", "name")) for i, p in enumerate(placed)
@@ -76,6 +103,42 @@ def _check_fleet(
             report.at(where, Finding(path, f"there is no {kind} {name!r}", hint, name))
     _check_channel(where, fleet, kinds, report)
     _check_dependencies(where, fleet, kinds, report)
+    _check_selected_apps(where, fleet, kinds, report)
+
+
+def _check_selected_apps(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:
+    """``edgewise:app:`` speaks of apps of the same fleet, and no path is taken by an app."""
+    here = {placed.ref.name for placed in fleet.spec.apps}
+    taken = _default_paths(fleet, kinds)
+    for index, placed in enumerate(fleet.spec.identities):
+        document = kinds.get("WorkloadIdentity", {}).get(placed.ref.name)
+        if document is None or not isinstance(document.parsed.value, WorkloadIdentity):
+            continue
+        spec = document.parsed.value.spec
+        if spec.spiffe_id in taken:
+            message = (
+                f"{spec.spiffe_id} of WorkloadIdentity {placed.ref.name!r} is the SPIFFE ID of "
+                f"App {taken[spec.spiffe_id]!r} in this fleet"
+            )
+            path: Path = ("spec", "identities", index, "ref", "name")
+            report.at(where, Finding(path, message, "choose another path", placed.ref.name))
+        for place, text in enumerate(spec.selectors):
+            app = text.removeprefix("edgewise:app:")
+            if app != text and app not in here:
+                message = f"{text} selects an app that fleet {fleet.metadata.name!r} does not have"
+                at: Path = ("spec", "selectors", place)
+                report.at(document, Finding(at, message, did_you_mean(app, here), text))
+
+
+def _default_paths(fleet: Fleet, kinds: Catalogue) -> dict[str, str]:
+    """``/app/<fleet>/<app>`` of apps that name no path of their own."""
+    found = {}
+    for placed in fleet.spec.apps:
+        where = kinds.get("App", {}).get(placed.ref.name)
+        value = where.parsed.value if where else None
+        if isinstance(value, App) and value.spec.identity and not value.spec.identity.spiffe_id:
+            found[default_path(fleet.metadata.name, placed.ref.name)] = placed.ref.name
+    return found
 
 
 def _check_channel(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:

@@ -12,6 +12,7 @@ from edgewise.model.documents.app import App
 from edgewise.model.documents.content import Config, OSImage, Secret
 from edgewise.model.documents.egress import EgressPolicy
 from edgewise.model.documents.fleet import Fleet
+from edgewise.model.documents.identity import WorkloadIdentity
 from edgewise.model.documents.inventory import Node, NodeSet, Workspace
 from edgewise.model.documents.policies import (
     AccessPolicy,
@@ -29,6 +30,7 @@ Document = (
     | Config
     | OSImage
     | Secret
+    | WorkloadIdentity
     | RolloutPolicy
     | AccessPolicy
     | HealPolicy
@@ -45,6 +47,7 @@ KINDS: Final[dict[str, type[Document]]] = {
     "Config": Config,
     "OSImage": OSImage,
     "Secret": Secret,
+    "WorkloadIdentity": WorkloadIdentity,
     "RolloutPolicy": RolloutPolicy,
     "AccessPolicy": AccessPolicy,
     "HealPolicy": HealPolicy,
@@ -61,6 +64,7 @@ ACTED_ON: Final = frozenset(
         "App",
         "Config",
         "Secret",
+        "WorkloadIdentity",
         "RolloutPolicy",
         "EgressPolicy",
     }
@@ -83,5 +87,6 @@ __all__ = [
     "OSImage",
     "RolloutPolicy",
     "Secret",
+    "WorkloadIdentity",
     "Workspace",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, field
+from msgspec import Meta
 
+from edgewise.model.documents.identity import AppIdentity
 from edgewise.model.documents.inventory import ApiVersion
 from edgewise.model.documents.words import (
     Cpu,
@@ -165,15 +166,6 @@ class PortMapping(Strict, frozen=True, kw_only=True):
     """Transport."""
 
 
-class AppIdentity(Strict, frozen=True, kw_only=True):
-    """The app's SPIFFE ID."""
-
-    spiffe_id: Annotated[str, Meta(pattern="^/", extra={"like": "/app/pos-api"})] = field(
-        name="spiffeID"
-    )
-    """Path below the node's trust domain."""
-
-
 class AppSpec(Strict, frozen=True, kw_only=True):
     """What all types have."""
 
@@ -194,7 +186,7 @@ class AppSpec(Strict, frozen=True, kw_only=True):
     health_policy: HealthPolicy = HealthPolicy()
     """When an update counts as good."""
     identity: AppIdentity | None = None
-    """SPIFFE ID of the app. Accepted, not yet acted on."""
+    """A SPIFFE ID for the app's processes, by the Workload API; ``{}`` takes the defaults."""
     replicas: Annotated[int, Meta(ge=1, le=100)] = 1
     """How many on one node. More than 1 is accepted, not yet acted on."""
     restart: Literal["Always", "OnFailure", "Never"] = "Always"

@@ -22,7 +22,7 @@ from edgewise.model.labels import Selector
 
 
 class Placed(Strict, frozen=True, kw_only=True):
-    """An App, Config or Secret of the fleet."""
+    """An App, Config, Secret or WorkloadIdentity of the fleet."""
 
     ref: Ref
     """The document."""
@@ -110,6 +110,8 @@ class FleetSpec(Strict, frozen=True, kw_only=True):
     """Files that are kept in place."""
     secrets: Annotated[tuple[Placed, ...], Meta(max_length=200)] = ()
     """Secrets that are mounted."""
+    identities: Annotated[tuple[Placed, ...], Meta(max_length=100)] = ()
+    """WorkloadIdentities that processes on the nodes may have."""
     drift_policy: DriftPolicy = DriftPolicy()
     """Files that were changed by hand."""
     update_window: UpdateWindow = UpdateWindow()

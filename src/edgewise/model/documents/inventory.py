@@ -20,7 +20,7 @@ from edgewise.model.documents.words import (
 
 ApiVersion = Literal["edgewise.dev/v1"]
 
-PATHS = ("nodes", "fleets", "apps", "configs", "images", "policies", "secrets")
+PATHS = ("nodes", "fleets", "apps", "configs", "images", "policies", "secrets", "identities")
 
 
 class Verification(Strict, frozen=True, kw_only=True):

@@ -77,6 +77,24 @@ Cron = Annotated[
 TimeZone = Annotated[
     str, _word(r"Node|[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", "Node, UTC or Europe/Berlin")
 ]
+WorkloadPath = Annotated[
+    str,
+    _word(
+        r"/app(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]{1,63}){1,8}",
+        "a path below /app/ such as /app/shops/till",
+    ),
+]
+DnsName = Annotated[
+    str,
+    _word(
+        r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+        r"(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*",
+        "a DNS name such as till.shops.internal",
+    ),
+]
+TrustDomain = Annotated[
+    str, _word(r"[a-z0-9]([a-z0-9._-]{0,253}[a-z0-9])?", "a trust domain such as partner.example")
+]
 SignalName = Annotated[str, _word(r"SIG[A-Z0-9]+", "SIGTERM or SIGHUP")]
 
 
