@@ -348,6 +348,7 @@ async def test_a_damaged_release_file_is_a_clear_error(story: Story) -> None:
 async def test_a_check_and_a_fetch_at_the_same_time_do_not_trip_over_each_other(
     story: Story,
 ) -> None:
+    await story.verify()  # a fetch begins after a check has told of the release
     record = story.content.record()
 
     def use(ask_permission: bool) -> None:
