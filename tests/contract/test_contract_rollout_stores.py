@@ -106,6 +106,7 @@ BAKING = s.Baking(0, T0, T0 + timedelta(minutes=10), (s.GateRecord("web", T0),))
         s.Pending(T0),
         s.Progressing(0, T0, "why"),
         s.WaitingForTargets(0, T0, "why"),
+        s.WaitingForWindow(0, T0, "why", T0 + timedelta(hours=3)),
         s.WaitingForApproval(0, T0),
         BAKING,
         s.Paused(T0, "alice", "why", BAKING),

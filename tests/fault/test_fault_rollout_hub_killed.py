@@ -9,6 +9,7 @@ from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.model.errors import TryLater
 from edgewise.model.quantity import Share
 from edgewise.model.rules import Gate, RolloutRules, StageRule
+from edgewise.protocol.content import Window
 from edgewise.testing.fleet_in_memory import FleetInMemory
 from edgewise.testing.rollouts import MemoryRollouts
 
@@ -52,6 +53,9 @@ async def into(fleet: FleetInMemory, wanted: str) -> None:
     if wanted == "WaitingForTargets":
         fleet.nodes["n0"].away = fleet.nodes["n1"].away = True
         await fleet.minute(8)
+    if wanted == "WaitingForWindow":
+        for node in fleet.nodes.values():
+            node.window = Window("30 0 * * *", 7200)
     if wanted in ("RollingBack", "RolledBack"):
         fleet.broken = lambda node, release: release == TWO and node.name == "n1"
         for node in fleet.nodes.values():
@@ -90,6 +94,7 @@ async def finish(fleet: FleetInMemory) -> None:
     [
         "Progressing",
         "WaitingForTargets",
+        "WaitingForWindow",
         "WaitingForApproval",
         "Baking",
         "Paused",

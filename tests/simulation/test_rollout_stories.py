@@ -3,11 +3,13 @@
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.model.quantity import Share
 from edgewise.model.rules import RolloutRules, StageRule
+from edgewise.protocol.content import Window
 from edgewise.testing.fleet_in_memory import FleetInMemory
 
 ONE, TWO, THREE = ("1" * 64, "2" * 64, "3" * 64)
@@ -220,6 +222,67 @@ async def test_a_node_that_lies_about_its_digest_is_no_success():
     await propose(fleet, TWO)
     await fleet.minute(60)
     assert all(TWO not in n.ran for n in list(fleet.nodes.values())[3:])
+
+
+NIGHTS = Window("0 3 * * *", 7200)
+
+
+async def fleet_by_night(**stores) -> FleetInMemory:
+    """A fleet that applies from 3 to 5 o'clock; it is noon."""
+    fleet = await fleet_on(ONE, **stores)
+    for node in fleet.nodes.values():
+        node.window = NIGHTS
+    await fleet.minute(12 * 60 - 31)
+    assert fleet.clock.now().hour == 11
+    return fleet
+
+
+async def test_nodes_that_wait_for_the_night_are_neither_failed_nor_paused(tmp_path):
+    database = Database.open(tmp_path / "hub.db")
+    fleet = await fleet_by_night(store=SqliteRollouts(database), states=SqliteNodeStates(database))
+    rules = replace(RULES, max_duration=timedelta(hours=2))
+    await propose(fleet, TWO, rules=rules)
+    await fleet.minute(3)
+    await fleet.engine.flush()
+    await fleet.restart_hub()
+    await fleet.minute(14 * 60)
+    status = fleet.engine.fleet_status("shop")
+    assert status.rollout_state == "WaitingForWindow"
+    assert status.reason == (
+        "3 nodes wait for their update window, the next opens 2026-01-02 03:00 UTC"
+    )
+    assert "waits for its apply window, which opens 2026-01-02 03:00 UTC" in " ".join(
+        fleet.engine.explain("n0").lines
+    )
+    await fleet.minute(120)
+    assert {n.running for n in fleet.nodes.values()} == {TWO}
+    newest = (await fleet.engine.rollouts())[0]
+    assert (newest.state, newest.failed) == ("Succeeded", 0)
+    database.close()
+
+
+async def test_a_stage_that_missed_the_night_waits_for_the_next_one():
+    fleet = await fleet_by_night()
+    slow = replace(
+        RULES, stages=(replace(RULES.stages[0], bake=timedelta(hours=4)), StageRule("rest"))
+    )
+    slow = replace(slow, max_duration=timedelta(hours=8))
+    await propose(fleet, TWO, rules=slow)
+    await fleet.minute(24 * 60)
+    assert fleet.engine.fleet_status("shop").rollout_state == "WaitingForWindow"
+    assert [n.running for n in fleet.nodes.values()] == [TWO] * 3 + [ONE] * 7
+    await fleet.minute(18 * 60)
+    assert {n.running for n in fleet.nodes.values()} == {TWO}
+    assert (await fleet.engine.rollouts())[0].state == "Succeeded"
+
+
+async def test_a_node_that_fails_in_the_night_is_seen_as_by_day():
+    fleet = await fleet_by_night()
+    fleet.broken = lambda node, release: release == TWO
+    await propose(fleet, TWO)
+    await fleet.minute(16 * 60)
+    assert (await fleet.engine.rollouts())[0].state == "RolledBack"
+    assert {n.running for n in fleet.nodes.values()} == {ONE}
 
 
 async def test_a_relay_that_is_cut_off_for_an_hour_loses_nothing():

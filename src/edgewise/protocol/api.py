@@ -22,6 +22,7 @@ RolloutState = Literal[
     "Progressing",
     "WaitingForTargets",
     "WaitingForWindow",
+    "WaitingForWindow",
     "WaitingForApproval",
     "Baking",
     "Paused",

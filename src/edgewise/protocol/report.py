@@ -41,6 +41,10 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     """Paths that differ from their Config and were not (yet) put right."""
     progress: float = 0.0
     """0 to 1 while Downloading."""
+    window: Literal["", "download", "apply"] = ""
+    """The update window that it waits for; empty when it waits for none."""
+    opens: datetime | None = None
+    """When that window opens, by the node's clock; None: not within four years."""
     platform: str = ""
     version: str = ""
     """Of the agent."""

@@ -20,6 +20,7 @@ from edgewise.rollout.states import (
     Paused,
     RolloutPlan,
     State,
+    WaitingForWindow,
     name_of,
     reason_of,
 )
@@ -41,6 +42,9 @@ class Draft:
 
     def move(self, head: Head, actor: str, reason: str = "") -> None:
         """Go to another state, and write it into the log."""
+        if isinstance(self.head, WaitingForWindow):  # the policy made it wait: no time lost
+            clock = self.course.clock + (self.now - self.head.since)
+            self.course = msgspec.structs.replace(self.course, clock=clock)
         self.head = head
         self._moved.append(Moved(self.now, name_of(head), actor, reason or reason_of(head)))
 

@@ -6,13 +6,14 @@ online from offline and healthy from sick, and start its clock.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 import msgspec
 
 from edgewise.model.quantity import format_duration
 from edgewise.protocol.api import NodeState
-from edgewise.protocol.report import Receipt
+from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout import returning
 from edgewise.rollout.draft import Draft
 from edgewise.rollout.states import (
@@ -99,7 +100,8 @@ def _went_away(draft: Draft, index: int) -> None:
 def dispatch(draft: Draft, index: int) -> None:
     """Tell it: from now on it is at work, until its receipt or its time is over."""
     row = draft.table.rows[index]
-    told = _replace(row, state="Dispatched", told=True, dispatched=draft.now, contact=None)
+    fresh = _replace(row, contact=None, waits=None, opens=None)
+    told = _replace(fresh, state="Dispatched", told=True, dispatched=draft.now)
     draft.table.put(index, told)
     draft.table.remind(draft.now + draft.plan.rules.node_timeout, index)
     draft.announce()
@@ -110,8 +112,7 @@ def rearm(draft: Draft, index: int, row: Row) -> None:
     table = draft.table
     rolling_back = isinstance(draft.head, RollingBack)
     if row.state in IN_FLIGHT and row.dispatched is not None:
-        start = row.contact or row.dispatched
-        table.remind(start + draft.plan.rules.node_timeout, index)
+        _remind(draft, index, row)
     elif row.state == "Queued" and (
         row.back if rolling_back else not row.back and row.stage <= begun(draft)
     ):
@@ -128,18 +129,56 @@ def _heard(draft: Draft, event: Heard) -> None:
     if row.state in IN_FLIGHT and row.contact is None and _since_told(draft, row, event):
         row = _replace(row, contact=event.at)
         table.put(event.index, row)
-        table.remind(event.at + draft.plan.rules.node_timeout, event.index)
+        _remind(draft, event.index, row)
     if seen is None:
         return
     table.set_unhealthy(event.index, seen.health in ("Degraded", "Missing"))
     if row.state not in IN_FLIGHT or not _since_told(draft, row, event):
         return
+    row = _follow_window(draft, row, event, seen)
     if row.back:
         returning.observed(draft, event.index, seen)
         return
     state = _AT_WORK.get(seen.phase) if seen.target == draft.plan.release else None
     if state is not None and state != row.state:
-        table.put(event.index, _replace(row, state=state, reason=seen.reason[:500]))
+        reason = row.reason if row.waits else seen.reason[:500]
+        table.put(event.index, _replace(row, state=state, reason=reason))
+
+
+def _follow_window(draft: Draft, row: Row, event: Heard, seen: Observation) -> Row:
+    """Stop the node's clock while it says that it waits for its update window."""
+    wanted = draft.plan.previous if row.back else draft.plan.release
+    if seen.window and seen.target == wanted:
+        opens = f"opens {seen.opens:%Y-%m-%d %H:%M} UTC" if seen.opens else "never opens"
+        why = f"waits for its {seen.window} window, which {opens}"
+        after = _replace(row, waits=row.waits or event.at, opens=seen.opens, reason=why)
+    elif row.waits is not None and row.contact is not None:
+        waited = max(event.at - row.waits, timedelta())
+        contact = row.contact + waited
+        after = _replace(row, contact=contact, waits=None, opens=None, reason="")
+    else:
+        return row
+    if after != row:
+        draft.table.put(event.index, after)
+        _remind(draft, event.index, after)
+    return after
+
+
+def _deadline(draft: Draft, row: Row) -> datetime | None:
+    """When a node at work has had its time; None: it waits for a window that never opens."""
+    start = row.contact or row.dispatched
+    if start is None or (row.waits is not None and row.opens is None):
+        return None
+    due = start + draft.plan.rules.node_timeout
+    if row.waits is not None and row.opens is not None:
+        due += max(row.opens - row.waits, timedelta())
+    return due
+
+
+def _remind(draft: Draft, index: int, row: Row) -> None:
+    due = _deadline(draft, row)
+    if due is not None:
+        draft.table.remind(due, index)
 
 
 def _since_told(draft: Draft, row: Row, event: Heard) -> bool:
@@ -205,15 +244,18 @@ def judge_silence(draft: Draft, index: int) -> None:
         return
     if row.state not in IN_FLIGHT or row.dispatched is None:
         return
-    due = (row.contact or row.dispatched) + rules.node_timeout
-    if draft.now < due:
-        return  # a later reminder is set
+    due = _deadline(draft, row)
+    if due is None or draft.now < due:
+        return  # a later reminder is set, or it waits for a window that never opens
     if row.contact is None or index not in table.online:
         table.put(index, _replace(row, state="Unknown", reason=f"not heard of for {limit}"))
     elif row.back:
         table.put(index, _replace(row, state="Failed", reason=f"did not return within {limit}"))
     else:
         reason = f"not done {limit} after the first contact"
+        if row.opens is not None:
+            at = f"{row.opens:%Y-%m-%d %H:%M}"
+            reason = f"still waits for its window {limit} after it opened at {at}: see its clock"
         table.put(index, _replace(row, state="Failed", failed=True, reason=reason))
 
 

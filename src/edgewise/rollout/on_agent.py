@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Final, assert_never
+from datetime import datetime, timedelta
+from typing import Final, Literal, assert_never
 
 import msgspec
 
@@ -85,6 +85,8 @@ class NodeRollout:
         self._owing = asyncio.Event()
         self._sent: Observation | None = None
         self._progress = 0.0
+        self._shut: tuple[Literal["download", "apply"], datetime | None] | None = None
+        """The window that is waited for, and when it opens."""
         self._signed: dict[int, Signed] = {}
         self._hold = FIRST_HOLD
         self.moved = asyncio.Event()
@@ -265,13 +267,22 @@ class NodeRollout:
             return
         settings = installed.settings
         window = settings.apply_window if apply else settings.download_window
-        while True:
-            now = self._parts.clock.now()
-            opening = next_open(window, now, self._about.zone)
-            if opening is not None and opening <= now:
-                return
-            wait = WINDOW_LOOK if opening is None else min(WINDOW_LOOK, opening - now)
-            await self._parts.clock.sleep(wait)
+        try:
+            while True:
+                now = self._parts.clock.now()
+                opening = next_open(window, now, self._about.zone)
+                if opening is not None and opening <= now:
+                    return
+                self._say_shut(("apply" if apply else "download", opening))
+                wait = WINDOW_LOOK if opening is None else min(WINDOW_LOOK, opening - now)
+                await self._parts.clock.sleep(wait)
+        finally:
+            self._say_shut(None)
+
+    def _say_shut(self, shut: tuple[Literal["download", "apply"], datetime | None] | None) -> None:
+        if shut != self._shut:
+            self._shut = shut
+            self._dirty.set()
 
     async def _await_window(self, release: str) -> machine.Event:
         await self._open(self._staged_or_none(release), apply=True)
@@ -438,6 +449,8 @@ class NodeRollout:
             apps=look.apps,
             drifted=look.drifted,
             progress=self._progress if phase == "Downloading" else 0.0,
+            window=self._shut[0] if self._shut else "",
+            opens=self._shut[1] if self._shut else None,
             platform=self._about.platform,
             version=self._about.version,
             mode=self._about.mode,

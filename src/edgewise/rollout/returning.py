@@ -43,7 +43,8 @@ def begin(draft: Draft, why: str, end: End, actor: str) -> None:
         if row.restored and row.state == "Failed":
             table.put(index, _replace(row, state="RolledBack", back=True))
             continue
-        table.put(index, _replace(row, state="Queued", back=True, dispatched=None, contact=None))
+        row = _replace(row, dispatched=None, contact=None, waits=None, opens=None)
+        table.put(index, _replace(row, state="Queued", back=True))
         table.make_ready(index)
     draft.move(RollingBack(stage, draft.now, why, end, from_stage), actor, why)
     draft.announce()

@@ -91,6 +91,16 @@ class WaitingForTargets(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class WaitingForWindow(msgspec.Struct, frozen=True, tag=True):
+    """Every node at work waits for its update window; maxDuration does not count."""
+
+    stage: int
+    since: datetime
+    reason: str
+    opens: datetime | None
+    """When the first of the windows opens; None when none will (then maxDuration counts)."""
+
+
 class WaitingForApproval(msgspec.Struct, frozen=True, tag=True):
     """``stage`` begins when a person approves."""
 
@@ -123,7 +133,7 @@ class Baking(msgspec.Struct, frozen=True, tag=True):
     """It was made longer once, because the hub was away when it should have ended."""
 
 
-Active = Progressing | WaitingForTargets | WaitingForApproval | Baking
+Active = Progressing | WaitingForTargets | WaitingForWindow | WaitingForApproval | Baking
 
 
 class Paused(msgspec.Struct, frozen=True, tag=True):
@@ -250,7 +260,12 @@ class Row(msgspec.Struct, frozen=True):
     """It failed and put the previous release back by itself."""
     dispatched: datetime | None = None
     contact: datetime | None = None
-    """First contact after ``dispatched``: nodeTimeout counts from here."""
+    """First contact after ``dispatched``: nodeTimeout counts from here. Moved on by the time
+    that the node has waited for update windows."""
+    waits: datetime | None = None
+    """Since when it says that it waits for an update window."""
+    opens: datetime | None = None
+    """When that window opens, as the node says; None with ``waits``: it never does."""
     sequence: int = 0
     """Of the newest receipt that counted; older ones are ignored."""
     reason: str = ""

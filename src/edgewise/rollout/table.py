@@ -29,6 +29,8 @@ class Table:
         self.failed = 0
         self.unknown = 0
         self.in_flight = 0
+        self.in_window: set[int] = set()
+        """Those in flight that wait for their update window."""
         self.online: set[int] = set()
         self.unhealthy: set[int] = set()
         self.changed: dict[int, Row] = {}
@@ -80,6 +82,8 @@ class Table:
         (self._members[row.stage].add if by > 0 else self._members[row.stage].discard)(index)
         if row.state in IN_FLIGHT:
             self.in_flight += by
+            if row.waits is not None:
+                (self.in_window.add if by > 0 else self.in_window.discard)(index)
         if not row.back:
             self.attempted += by * (row.told or row.state == "Failed")
             self.failed += by * (row.state == "Failed")
@@ -225,6 +229,11 @@ class Table:
                 ]
                 return f"group {group or 'all'} may not lose more nodes while {down[0]} is down"
         return ""
+
+    def next_opening(self) -> datetime | None:
+        """When the first of the windows that are waited for opens. O(nodes that wait)."""
+        opens = (self.rows[i].opens for i in self.in_window)
+        return min((at for at in opens if at is not None), default=None)
 
     # Time.
 

@@ -14,7 +14,8 @@ Laws (research: fleet control and staged rollout, section 5.3):
    resuming (or the policy, with onFailure: Continue).
 4. At most maxConcurrent nodes are at work; at most maxUnavailable of a group are down.
 5. Failures are judged all the time, over the nodes attempted; silence is a failure only
-   when too many are silent.
+   when too many are silent. Neither nodeTimeout nor maxDuration counts while the policy
+   itself, by an update window, makes a node or everybody wait.
 6. An offline node never blocks the others, unless the policy says Blocking.
 7. The way back is one way: a node that cannot return ends it as Failed, for a person.
 8. A rollout ends, or waits for something that its reason names; maxDuration pauses it.
@@ -34,6 +35,7 @@ from edgewise.rollout import evidence, returning
 from edgewise.rollout.draft import Draft
 from edgewise.rollout.stages import Verdict, judge, tripped
 from edgewise.rollout.states import (
+    Active,
     AskGate,
     Baking,
     Command,
@@ -60,6 +62,7 @@ from edgewise.rollout.states import (
     Superseded,
     WaitingForApproval,
     WaitingForTargets,
+    WaitingForWindow,
 )
 from edgewise.rollout.table import Table
 
@@ -164,9 +167,7 @@ def _command(draft: Draft, command: Command) -> None:
         draft.course = _replace(draft.course, approved=head.stage)
         draft.note(actor, f"approved stage {draft.stage_name(head.stage)}: {why}")
         _enter(draft, head.stage, actor)
-    elif verb == "pause" and isinstance(
-        head, Progressing | WaitingForTargets | WaitingForApproval | Baking
-    ):
+    elif verb == "pause" and isinstance(head, Active):
         draft.pause(actor, why)
     elif verb == "resume" and isinstance(head, Paused):
         _resume(draft, head, actor, why)
@@ -184,6 +185,8 @@ def _resume(draft: Draft, head: Paused, actor: str, why: str) -> None:
             GateRecord(g.name, due=draft.now) if g.last != "Pass" else g for g in before.gates
         )
         before = _replace(before, gates=gates)
+    elif isinstance(before, WaitingForWindow):
+        before = _replace(before, since=draft.now)
     table = draft.table
     draft.course = _replace(draft.course, clock=draft.now, forgiven=table.failed + table.unknown)
     if head.by == "failureThreshold":
@@ -252,7 +255,7 @@ def _advance(draft: Draft) -> None:
             _enter(draft, draft.plan.first)
         case RollingBack():
             returning.go_on(draft, head)
-        case Progressing() | WaitingForTargets() | Baking():
+        case Progressing() | WaitingForTargets() | WaitingForWindow() | Baking():
             if _stopped(draft, head):
                 return
             if isinstance(head, Baking):
@@ -278,16 +281,23 @@ def _stopped(draft: Draft, head: object) -> bool:
     if why:
         _fail(draft, why)
         return draft.head is not head
-    if draft.now >= draft.course.clock + rules.max_duration:
+    if _is_timed(head) and draft.now >= draft.course.clock + rules.max_duration:
         draft.pause("maxDuration", f"not done after {format_duration(rules.max_duration)}")
         return True
     return False
 
 
+def _is_timed(head: object) -> bool:
+    """Whether maxDuration counts: not while update windows, which will open, are waited for."""
+    return isinstance(head, Active) and not (
+        isinstance(head, WaitingForWindow) and head.opens is not None
+    )
+
+
 def _fail(draft: Draft, why: str) -> None:
     """The policy's onFailure."""
     head = draft.head
-    assert isinstance(head, Progressing | WaitingForTargets | WaitingForApproval | Baking)
+    assert isinstance(head, Active)
     rules = draft.plan.rules
     if rules.on_failure == "Continue":
         table = draft.table
@@ -317,7 +327,7 @@ def _verdict(draft: Draft, stage: int) -> Verdict:
     return verdict
 
 
-def _work(draft: Draft, head: Progressing | WaitingForTargets) -> None:
+def _work(draft: Draft, head: Progressing | WaitingForTargets | WaitingForWindow) -> None:
     stage = head.stage
     verdict = _verdict(draft, stage)
     if verdict.may_tell and verdict.kind != "Done":
@@ -325,11 +335,7 @@ def _work(draft: Draft, head: Progressing | WaitingForTargets) -> None:
         verdict = _verdict(draft, stage)
     match verdict.kind:
         case "Running":
-            reason = draft.table.blocked_by(draft.plan.rules.max_unavailable) or verdict.reason
-            if not isinstance(head, Progressing):
-                draft.move(Progressing(stage, draft.now, reason), "hub", "targets are connected")
-            elif head.reason != reason:
-                draft.head = _replace(head, reason=reason)
+            _keep_working(draft, head, verdict)
         case "Waiting":
             if not isinstance(head, WaitingForTargets):
                 draft.move(WaitingForTargets(stage, draft.now, verdict.reason), "hub")
@@ -343,6 +349,32 @@ def _work(draft: Draft, head: Progressing | WaitingForTargets) -> None:
             _start_bake(draft, stage, verdict)
         case _:
             assert_never(verdict.kind)
+
+
+def _keep_working(
+    draft: Draft, head: Progressing | WaitingForTargets | WaitingForWindow, verdict: Verdict
+) -> None:
+    """Progressing, or WaitingForWindow when everybody at work waits for a window."""
+    table, stage = draft.table, head.stage
+    in_window = len(table.in_window)
+    if in_window and in_window == table.in_flight:
+        opens = table.next_opening()
+        when = f"the next opens {opens:%Y-%m-%d %H:%M} UTC" if opens else "none opens in 4 years"
+        reason = f"{in_window} nodes wait for their update window, {when}"
+        if not isinstance(head, WaitingForWindow):
+            draft.move(WaitingForWindow(stage, draft.now, reason, opens), "hub")
+        elif (head.reason, head.opens) != (reason, opens):
+            draft.head = _replace(head, reason=reason, opens=opens)
+        return
+    reason = table.blocked_by(draft.plan.rules.max_unavailable) or verdict.reason
+    if in_window and not reason:
+        reason = f"{in_window} of {table.in_flight} nodes at work wait for their update window"
+    if not isinstance(head, Progressing):
+        window = isinstance(head, WaitingForWindow)
+        why = "a node's window has opened" if window else "targets are connected"
+        draft.move(Progressing(stage, draft.now, reason), "hub", why)
+    elif head.reason != reason:
+        draft.head = _replace(head, reason=reason)
 
 
 def _miss_is_accepted(draft: Draft, stage: int, verdict: Verdict) -> bool:
@@ -468,7 +500,7 @@ def _wake_at(draft: Draft) -> datetime | None:
     if isinstance(head, Ended):
         return None
     times = [draft.table.next_due]
-    if isinstance(head, Progressing | WaitingForTargets | Baking | WaitingForApproval):
+    if _is_timed(head):
         times.append(draft.course.clock + draft.plan.rules.max_duration)
     if isinstance(head, Baking):
         times.append(head.until if head.until > now else None)

@@ -13,10 +13,12 @@ from datetime import timedelta
 
 from edgewise.model.rules import RolloutRules
 from edgewise.protocol.channel import Channel
+from edgewise.protocol.content import Window
 from edgewise.protocol.report import Health, Observation, Receipt
 from edgewise.rollout.fleet import MemberPlan, Proposal, group_of
 from edgewise.rollout.on_hub import Outside, Pace, Rollouts
 from edgewise.rollout.ports import NodeStates, RolloutStore
+from edgewise.rollout.windows import is_open, next_open
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.log import ListLog
@@ -31,6 +33,8 @@ class SimulatedNode:
     running: str = ""
     takes: float = 1.0
     away: bool = False
+    window: Window | None = None
+    """When it may apply."""
     lies: bool = False
     ran: list[str] = field(default_factory=list)
     """Every release it ever started, in order."""
@@ -38,6 +42,8 @@ class SimulatedNode:
     sequence: int = 0
     target: str = ""
     busy_for: float = 0.0
+    waits: bool = False
+    """For its window."""
     channel: Channel | None = None
     outbox: list[Receipt] = field(default_factory=list)
     failed: set[tuple[str, str]] = field(default_factory=set)
@@ -127,8 +133,11 @@ class FleetInMemory:
             await self.engine.perform()
 
     def _observe(self, node: SimulatedNode) -> Observation:
-        phase = "Applying" if node.busy_for > 0 else "Idle"
+        phase = "Ready" if node.waits else "Applying" if node.busy_for > 0 else "Idle"
+        opens = next_open(node.window, self.clock.now()) if node.waits else None
         return Observation(
+            window="apply" if node.waits else "",
+            opens=opens,
             running=node.running,
             target=node.target,
             phase=phase,  # type: ignore[arg-type]
@@ -147,7 +156,9 @@ class FleetInMemory:
         if wanted != node.target:
             node.target = wanted
             node.busy_for = node.takes if wanted not in ("", node.running) else 0.0
-        if node.busy_for > 0:
+            node.waits = node.busy_for > 0
+        node.waits = node.waits and not is_open(node.window, self.clock.now())
+        if node.busy_for > 0 and not node.waits:
             node.busy_for -= minutes
             if node.busy_for <= 0:
                 self._finish(node, node.channel)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -240,8 +240,28 @@ async def test_a_node_applies_only_inside_its_window() -> None:
         world.line.say(channel(2, A, B))
         await world.run(3600)
         assert rollout.observation().phase == "Ready"
+        said = world.line.heard[-1].observation
+        assert said is not None, "the hub was told what it waits for"
+        opens = datetime(2026, 1, 1, 2, tzinfo=UTC)
+        assert (said.phase, said.window, said.opens) == ("Ready", "apply", opens)
         await world.run(2 * 3600)
         assert rollout.node.running == B
+        assert (rollout.observation().window, rollout.observation().opens) == ("", None)
+
+
+async def test_a_node_says_when_it_may_download() -> None:
+    world = World()
+    nights = NodeSettings(download_window=Window("0 2 * * *", 3600))
+    world.crypto.offered[A] = release(A, "part of a", nights)
+    await world.on_a()
+    async with world.agent() as rollout:
+        world.line.say(channel(2, A, B))
+        await world.run(3600)
+        seen = rollout.observation()
+        assert (seen.phase, seen.window, seen.target) == ("Downloading", "download", B)
+        world.line.say(channel(3, A))
+        await world.run(5)
+        assert rollout.observation().window == "", "nothing is waited for any more"
 
 
 async def test_receipts_wait_on_disk_while_the_node_is_offline() -> None:

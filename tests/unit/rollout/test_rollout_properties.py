@@ -22,6 +22,7 @@ from edgewise.rollout.states import (
     RollingBack,
     Succeeded,
     Supersede,
+    WaitingForWindow,
     name_of,
     reason_of,
 )
@@ -37,6 +38,7 @@ EVENT = st.one_of(
     st.tuples(st.just("work"), index),
     st.tuples(st.sampled_from(["bad", "stuck", "liar", "foreign", "back", "unback"]), index),
     st.tuples(st.sampled_from(["online", "offline", "sick", "well", "settled"]), index),
+    st.tuples(st.sampled_from(["shut", "shut", "never"]), index),
     st.tuples(st.sampled_from(["hold", "unhold", "left"]), index),
     st.tuples(st.just("wait"), st.sampled_from([1, 4, 11, 31, 400])),
     st.tuples(st.sampled_from(["Pass", "Pass", "Fail", "Inconclusive"]), st.integers(0, 2)),
@@ -80,6 +82,7 @@ def doings(play: Play, at: int) -> dict:
     """What each word of EVENT does."""
     busy = {"running": OLD, "target": NEW, "phase": "Applying"}
     idle = {"running": OLD, "target": OLD}
+    shut = {"running": OLD, "target": NEW, "phase": "Ready", "window": "apply"}
     return {
         "wait": lambda: play.wait(at),
         "good": lambda: play.good(at),
@@ -88,6 +91,8 @@ def doings(play: Play, at: int) -> dict:
         "online": lambda: play.online(at),
         "offline": lambda: play.offline(at),
         "work": lambda: play.heard(at, **busy),
+        "shut": lambda: play.heard(at, **shut, opens=play.now + timedelta(minutes=50)),
+        "never": lambda: play.heard(at, **shut),
         "settled": lambda: play.heard(at, **idle),
         "sick": lambda: play.heard(at, **idle, phase="Blocked", health="Degraded"),
         "well": lambda: play.heard(at, **idle, phase="Blocked", health="Healthy"),
@@ -125,6 +130,9 @@ def check(play: Play, wave_before: set[int], head_before: object) -> None:
     assert summed == counted
     assert sum(counted.values()) == NODES
     assert table.in_flight == len(flying)
+    assert table.in_window == {i for i in flying if rows[i].waits is not None}
+    if isinstance(head, WaitingForWindow):
+        assert table.in_window == set(flying) != set()
     # The wave is who was told; nobody new is told while it must not be.
     # A held node that reports what became of its change is in the wave again; it moves no more.
     reported = {i for i, row in rows.items() if row.state in ("Succeeded", "Failed")}
@@ -191,6 +199,7 @@ def test_the_laws_hold_whatever_happens(made, away, events):
         "Baking",
         "Cancelled",
         "WaitingForTargets",
+        "WaitingForWindow",
         "WaitingForApproval",
         "Superseded",
     ],
@@ -198,6 +207,7 @@ def test_the_laws_hold_whatever_happens(made, away, events):
 def test_the_interesting_states_are_reached_by_such_events(state):
     chance, found = random.Random(1), Counter()
     usual = ["good"] * 30 + ["Pass", "Pass", "approve", "resume", "back", "back"]
+    usual += ["shut"] * 4
     rare = ["bad", "stuck", "abort", "pause", "Inconclusive", "supersede", *["unback"] * 6]
     for _ in range(150):
         rules = {"max_unavailable": chance.choice([None, Share(count=2)])}

@@ -18,6 +18,7 @@ from edgewise.rollout.states import (
 )
 
 TEN = timedelta(minutes=10)
+AT_WORK = {"running": OLD, "target": NEW, "phase": "Applying"}
 
 
 def test_stages_go_one_after_the_other_and_the_last_one_ends_the_rollout():
@@ -452,3 +453,78 @@ def test_a_stage_whose_nodes_are_all_held_says_so():
     play = Play(plan(1, 2), online=False).do(HoldChanged(0, True)).online(0, 1, 2)
     assert play.head == "WaitingForTargets"
     assert "1 are held" in play.reason
+
+
+def shut(minutes: float | None, play: Play) -> dict:
+    """What a node says that waits for a window which opens in so many minutes."""
+    opens = None if minutes is None else play.now + timedelta(minutes=minutes)
+    fields = {"running": OLD, "target": NEW, "phase": "Ready", "window": "apply"}
+    return fields | ({} if opens is None else {"opens": opens})
+
+
+def test_the_time_in_front_of_a_window_is_not_the_nodes():
+    play = Play(plan(2, on_failure="Pause")).heard(0, 1, **AT_WORK).wait(20)
+    play.heard(0, 1, **shut(600, play)).wait(599)
+    assert (play.head, play.node(0)) == ("WaitingForWindow", "Ready")
+    play.wait(1).heard(0, 1, **AT_WORK)
+    assert (play.head, play.node(0)) == ("Progressing", "Applying")
+    play.wait(9)
+    assert play.node(0) == "Applying", "of 30 minutes it has used 29"
+    play.wait(1)
+    assert play.node(0) == "Failed"
+
+
+def test_one_node_at_work_keeps_the_rollout_progressing():
+    play = Play(plan(2)).heard(0, 1, **AT_WORK)
+    play.heard(0, **shut(600, play))
+    assert (play.head, play.reason) == (
+        "Progressing",
+        "1 of 2 nodes at work wait for their update window",
+    )
+    play.good(1)
+    assert play.head == "WaitingForWindow"
+    play.good(0)
+    assert play.head == "Succeeded"
+
+
+def test_a_node_that_vanishes_while_it_waits_has_until_its_window_and_its_time():
+    play = Play(plan(2, on_failure="Pause")).heard(0, 1, **AT_WORK)
+    play.heard(0, 1, **shut(600, play)).offline(0).wait(629)
+    assert play.node(0) == "Ready"
+    play.wait(1)
+    assert play.node(0) == "Unknown"
+
+
+def test_a_node_whose_window_should_have_opened_long_ago_is_told_to_look_at_its_clock():
+    play = Play(plan(1, 1)).heard(0, **AT_WORK)
+    play.heard(0, **shut(60, play)).wait(91)
+    assert "see its clock" in play.table.rows[0].reason
+
+
+def test_a_window_that_never_opens_ends_in_a_pause_that_says_so():
+    play = Play(plan(1, max_duration=timedelta(hours=5))).heard(0, **AT_WORK)
+    play.heard(0, **shut(None, play))
+    assert (play.head, play.reason.endswith("none opens in 4 years")) == ("WaitingForWindow", True)
+    play.wait(301)
+    assert (play.head, play.node(0)) == ("Paused", "Ready")
+
+
+def test_max_duration_counts_on_after_the_window():
+    play = Play(plan(1, 1, max_duration=timedelta(hours=1))).heard(0, **AT_WORK).wait(20)
+    play.heard(0, **shut(600, play)).wait(600).good(0)
+    assert play.head == "Progressing"
+    play.heard(1, **AT_WORK).wait(20).heard(1, **shut(100, play))
+    play.command("pause").wait(90).command("resume")
+    assert play.head == "WaitingForWindow"
+    play.wait(10).heard(1, **AT_WORK).wait(9).good(1)
+    assert play.head == "Succeeded"
+
+
+def test_a_node_on_its_way_back_may_wait_for_its_window_too():
+    play = Play(plan(2)).good(0).command("abort")
+    said = {"running": NEW, "target": OLD, "phase": "Ready", "window": "apply"}
+    play.heard(0, **said, opens=play.now + timedelta(minutes=600)).heard(1, running=OLD, target=OLD)
+    play.wait(599)
+    assert (play.head, play.node(0)) == ("RollingBack", "Dispatched")
+    play.back(0)
+    assert play.head == "Cancelled"
