@@ -30,7 +30,7 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol.channel import Bitmap, Channel, Signed
 from edgewise.rollout.fleet import MemberPlan, Proposal
 from edgewise.rollout.on_hub import Outside, Rollouts
-from edgewise.rollout.ports import Notice
+from edgewise.rollout.ports import Notice, Revert, Reverted
 from edgewise.runtime.chance import SystemChance
 from edgewise.runtime.clock import SystemClock
 from edgewise.runtime.log import Log, StreamLog
@@ -66,6 +66,9 @@ class Quiet:
 
     async def announce(self, channel: Channel) -> None: ...
     async def notify(self, notice: Notice) -> None: ...
+    async def revert(self, wanted: Revert) -> Reverted:
+        return Reverted(False, "")
+
     async def ask(self, gate: Gate) -> tuple[Literal["Pass"], str]:
         return "Pass", ""
 
@@ -75,7 +78,7 @@ async def rollouts(
 ) -> Rollouts:
     """The real engine, which hears of every heartbeat."""
     store, nodes = SqliteRollouts(database), SqliteNodeStates(database)
-    engine = Rollouts(Outside(store, nodes, Quiet(), Quiet(), Quiet()), clock, chance, log)
+    engine = Rollouts(Outside(store, nodes, Quiet(), Quiet(), Quiet(), Quiet()), clock, chance, log)
     await engine.start()
     members = {name: MemberPlan("s", "all", name) for name in names}
     proposal = Proposal("shops", "a" * 64, "main@sha1:1", RolloutRules(), members)

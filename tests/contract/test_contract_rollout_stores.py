@@ -15,7 +15,14 @@ from edgewise.protocol.channel import Bitmap, Channel
 from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout import states as s
 from edgewise.rollout.fleet import FleetState, Member, MemberPlan, Proposal, Quarantined
-from edgewise.rollout.ports import RECEIPTS_PER_NODE, ROLLOUTS_KEPT, Change, NodeSeen, Notice
+from edgewise.rollout.ports import (
+    RECEIPTS_PER_NODE,
+    ROLLOUTS_KEPT,
+    Change,
+    NodeSeen,
+    Notice,
+    Revert,
+)
 from edgewise.testing.rollouts import MemoryNodeStates, MemoryRollouts
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -151,6 +158,17 @@ async def test_notices_and_held_changes_go_once_they_are_done(stores):
     await store.commit(Change(unheld=["h1", "never-there"]))
     loaded = await store.load()
     assert (loaded.undone.notices, loaded.held) == ((), ())
+
+
+async def test_a_revert_waits_until_it_is_done_and_is_asked_for_once(stores):
+    (store, _), again = stores
+    first = Revert("shop-1", T0, "shop", "main@sha1:2", "main@sha1:1", False, "RolledBack", "why")
+    await store.commit(Change(reverts=[first]))
+    await store.commit(Change(reverts=[msgspec.structs.replace(first, reason="again")]))
+    store, _ = again()
+    assert (await store.load()).undone.reverts == (first,)
+    await store.commit(Change(reverted=["shop-1", "never-there"]))
+    assert (await store.load()).undone.reverts == ()
 
 
 async def test_rows_are_upserted_and_an_edited_plan_replaces_the_old(stores):

@@ -335,3 +335,70 @@ async def test_a_hub_that_dies_every_minute_still_finishes_the_story(tmp_path, k
         "Succeeded" if kind == "good" else "RolledBack"
     )
     database.close()
+
+
+REVERTING = replace(RULES, on_failure_git="RevertCommit")
+
+
+async def fleet_with_a_bad_release(rules: RolloutRules = REVERTING, **stores) -> FleetInMemory:
+    fleet = await fleet_on(ONE, **stores)
+    fleet.broken = lambda node, release: release == TWO
+    await propose(fleet, TWO, rules=rules)
+    return fleet
+
+
+async def test_the_commit_of_a_failed_rollout_is_reverted_once():
+    fleet = await fleet_with_a_bad_release()
+    await fleet.minute(20)
+    (asked,) = fleet.board.reverts
+    newest = (await fleet.engine.rollouts())[0]
+    assert (asked.rollout, asked.fleet, asked.state) == (newest.id, "shop", "RolledBack")
+    assert (asked.revision, asked.good) == (f"main@sha1:{TWO[:8]}", f"main@sha1:{ONE[:8]}")
+    log = (await fleet.engine.detail(newest.id)).log
+    assert log[-1].reason == f"main@sha1:{TWO[:8]} is reverted"
+    assert [n.event for n in fleet.board.notices.values()][-1] == "CommitReverted"
+    assert (await propose(fleet, ONE)).way == "Nothing", "the revert commit moves nobody"
+
+
+async def test_a_hub_that_dies_over_a_revert_makes_it_afterwards(tmp_path):
+    database = Database.open(tmp_path / "hub.db")
+    fleet = await fleet_with_a_bad_release(
+        store=SqliteRollouts(database), states=SqliteNodeStates(database)
+    )
+
+    def dies(what: str) -> None:
+        if what in dying:
+            dying.remove(what)
+            raise RuntimeError(what)
+
+    dying = ["revert", "reverted"]
+    fleet.board.before = dies
+    for _ in range(20):
+        try:
+            await fleet.minute()
+        except RuntimeError:
+            await fleet.engine.flush()
+            await fleet.restart_hub()
+    assert not dying
+    assert len(fleet.board.reverts) == 1
+    newest = (await fleet.engine.rollouts())[0]
+    log = (await fleet.engine.detail(newest.id)).log
+    assert [line.reason.endswith("is reverted") for line in log].count(True) == 1
+    database.close()
+
+
+@pytest.mark.parametrize("kind", ["policy", "pause", "abort", "newer"])
+async def test_nothing_is_reverted_that_nobody_asked_for(kind):
+    rules = {
+        "policy": RULES,
+        "pause": replace(REVERTING, on_failure="Pause"),
+    }.get(kind, REVERTING)
+    fleet = await fleet_with_a_bad_release(rules)
+    if kind == "abort":
+        running = fleet.engine.fleet_status("shop").rollout
+        await fleet.engine.command(running, "abort", actor="alice")
+    if kind == "newer":
+        budget = replace(rules, max_unavailable=Share(count=1), group_by=("site",))
+        await propose(fleet, THREE, rules=budget)
+    await fleet.minute(20)
+    assert fleet.board.reverts == []

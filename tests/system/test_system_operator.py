@@ -86,6 +86,38 @@ async def test_a_mass_deletion_waits_for_a_person(fleet: Fleet) -> None:
     await fleet.until(lambda: fleet.status().unplaced == 0, "the fleet is back")
 
 
+async def test_a_bad_commit_is_reverted_in_git_and_people_can_fetch_that(fleet: Fleet) -> None:
+    policy = fleet.files("1.0.0")["policies/careful.yaml"]
+    asks = {"policies/careful.yaml": policy + "  onFailure: {git: RevertCommit}\n"}
+    await fleet.publish("1.0.0")
+    good = await fleet.change({**fleet.files("1.0.0"), **asks}, "hello 1.0.0")
+    await fleet.ended(good)
+    await fleet.publish("2.0.0", healthy=False)
+    bad = await fleet.change({**fleet.files("2.0.0"), **asks}, "hello 2.0.0")
+    ended = await fleet.ended(bad)
+    assert ended.state == "RolledBack"
+    source = await fleet.until(
+        lambda: (one := fleet.status().source) and bad not in one.revision and one,
+        "the branch has a revert commit",
+    )
+    revert = source.revision.rpartition(":")[2]
+    await fleet.until(lambda: fleet.status().source.compiled == source.revision, "it compiled")
+    assert fleet.status().source.problems == ()
+    assert fleet.trace(revert).rollouts == (), "the revert moves nobody: the fleet is back already"
+    await fleet.until_all_say("hello 1.0.0")
+    assert f"reverts {bad[:12]}, back to {good[:12]}" in await fleet.edgewise("rollout", "show")
+    assert "CommitReverted" in await fleet.edgewise("audit")
+    repo = str(fleet.laptop.directory / "shops")
+    with pytest.raises(NeedsPerson, match="edgewise fetch"):
+        await fleet.change({"README.md": "more"}, "without looking")
+    await fleet.edgewise("fetch", "-C", repo)
+    who = ("-c", "user.name=T", "-c", "user.email=t@example")
+    await fleet.laptop.run("git", "-C", repo, *who, "rebase", "-q", "edgewise/main")
+    await fleet.edgewise("push", "-C", repo)
+    await fleet.until(lambda: fleet.status().source.problems == (), "it is accepted")
+    assert set(fleet.answers()) == {"hello 1.0.0"}
+
+
 async def test_a_person_pauses_resumes_and_aborts_a_rollout(fleet: Fleet) -> None:
     await fleet.roll_out("1.0.0")
     commit, rollout = await baking(fleet, "2.0.0")

@@ -49,7 +49,8 @@ def verb(
     if pushing.returncode:
         raise NeedsPerson(
             f"git push to {client.context.git_url} failed (exit code {pushing.returncode})",
-            hint="git's own words stand above; `git pull --rebase` if others pushed before you",
+            hint="git's own words stand above; if others pushed before you: `edgewise fetch`, then "
+            f"`git rebase edgewise/{branch}`",
         )
     trace = _compiled(client, SystemClock(), commit, limit) if wait else None
     if trace is None:

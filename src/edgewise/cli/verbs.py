@@ -28,6 +28,7 @@ VERBS = (
     Verb("demo", "demo", "The whole story on this machine, in under three minutes.", _SETUP),
     Verb("plan", "plan", "Say exactly what a commit would do, before anything moves.", _CHANGE),
     Verb("push", "push", "Push the fleet repo to the hub; --wait follows the rollout.", _CHANGE),
+    Verb("fetch", "fetch", "Get the hub's branches into your clone, as edgewise/main.", _CHANGE),
     Verb("rollout", "rollout", "Watch, approve, pause, resume, abort or retry rollouts.", _CHANGE),
     Verb("status", "status", "The whole organisation on one screen.", _SEE),
     Verb("trace", "trace", "Follow a commit from git to every node.", _SEE),

@@ -60,5 +60,7 @@ class RolloutRules(msgspec.Struct, frozen=True):
     catch_up: Literal["Direct", "Staged"] = "Direct"
     on_failure: Literal["Pause", "Rollback", "Continue"] = "Rollback"
     scope: Literal["Stage", "Attempted"] = "Attempted"
+    on_failure_git: Literal["Quarantine", "RevertCommit", "OpenRevertRequest"] = "Quarantine"
+    """What becomes of the commit of a rollout that was rolled back."""
     on_supersede: Literal["Restart", "Continue", "Queue"] = "Restart"
     max_duration: timedelta = timedelta(hours=72)

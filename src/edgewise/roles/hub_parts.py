@@ -16,6 +16,7 @@ from edgewise import __version__
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.git.follow import GitWatch, Rhythm
 from edgewise.backends.git.repository import GitRepository, Origin
+from edgewise.backends.git.reverts import GitReverts
 from edgewise.backends.git.signatures import CommitSignatures
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
@@ -205,6 +206,7 @@ async def assemble(
         board,
         ExecAndHttpGates(),
         Notices(journal, log),
+        GitReverts(stores.repository, CommitSignatures(stores.repository)),
     )
     decisions = JournaledLog(log, journal)
     rollouts = Rollouts(outside, clock, chance, decisions)

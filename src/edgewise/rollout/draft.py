@@ -20,6 +20,7 @@ from edgewise.rollout.states import (
     Paused,
     RolloutPlan,
     State,
+    Undo,
     WaitingForWindow,
     name_of,
     reason_of,
@@ -72,6 +73,11 @@ class Draft:
     def ask(self, question: AskGate) -> None:
         """Ask a gate."""
         self._effects.append(question)
+
+    def undo(self) -> None:
+        """The rollout has failed: its commit is reverted, if the policy says so."""
+        if self.plan.rules.on_failure_git != "Quarantine":
+            self._effects.append(Undo(name_of(self.head), reason_of(self.head)))
 
     def notify(
         self,

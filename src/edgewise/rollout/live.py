@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -17,7 +18,7 @@ from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout import fleet as ledger
 from edgewise.rollout import waves
 from edgewise.rollout.fleet import Decision, Fleet, Member, Proposal
-from edgewise.rollout.ports import Change, NodeSeen, Notice, Saved
+from edgewise.rollout.ports import Change, NodeSeen, Notice, Revert, Reverted, Saved
 from edgewise.rollout.presence import Presence
 from edgewise.rollout.states import (
     AskGate,
@@ -26,6 +27,7 @@ from edgewise.rollout.states import (
     Heard,
     HoldChanged,
     Left,
+    Moved,
     Notify,
     Offline,
     Online,
@@ -35,6 +37,7 @@ from edgewise.rollout.states import (
     RulesChanged,
     State,
     Supersede,
+    Undo,
 )
 
 _replace = msgspec.structs.replace
@@ -50,6 +53,17 @@ class Moment:
     """Makes the tail of an identifier that was never used."""
     seen: Mapping[str, NodeSeen]
     """Last contacts of all nodes."""
+
+
+def revert_ended(wanted: Revert, found: Reverted, now: datetime) -> Change:
+    """What is saved when a commit was reverted, or could not be: a line and a notice."""
+    rollout = wanted.rollout
+    line = Moved(now, wanted.state, "hub", found.text)
+    event: Literal["CommitReverted", "RevertNeeded"] = (
+        "CommitReverted" if found.done else "RevertNeeded"
+    )
+    notice = Notice(f"{rollout}-revert", now, event, wanted.fleet, rollout, found.text)
+    return Change(log={rollout: [line]}, notices=[notice], reverted=[rollout])
 
 
 @dataclass(slots=True)
@@ -151,9 +165,26 @@ class Live:
                 change.notices.append(
                     Notice(identifier, now, effect.event, plan.fleet, plan.id, effect.text)
                 )
+            elif isinstance(effect, Undo):
+                self._undo(effect, plan, m, change)
             elif isinstance(effect, AskGate):
                 gates = {g.name: g for g in plan.stages[effect.stage].gates}
                 self.questions.append((plan.id, effect, gates[effect.gate]))
+
+    def _undo(self, effect: Undo, plan: RolloutPlan, m: Moment, change: Change) -> None:
+        if self.fleet.state.latest != plan.release:
+            why = "the commit is not reverted: a newer one is already there"
+            lines = change.log.get(plan.id, ())
+            change.log[plan.id] = (*lines, Moved(m.now, effect.state, "hub", why))
+            return
+        request = plan.rules.on_failure_git == "OpenRevertRequest"
+        good = self.fleet.state.revision
+        change.reverts.append(
+            Revert(
+                plan.id, m.now, plan.fleet, plan.revision, good, request, effect.state,
+                effect.reason,
+            )
+        )  # fmt: skip
 
     def say(self, change: Change) -> None:
         """Bring the channel up to date, and remember to announce it if it says more."""

@@ -8,7 +8,7 @@ where it was. Receipts and contacts are gathered for a moment and decided in bat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -27,7 +27,7 @@ from edgewise.protocol.channel import Channel
 from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout import views, waves
 from edgewise.rollout.fleet import Decision, Fleet, FleetState, Proposal
-from edgewise.rollout.live import Live, Moment
+from edgewise.rollout.live import Live, Moment, revert_ended
 from edgewise.rollout.ports import (
     Announcer,
     Change,
@@ -36,6 +36,8 @@ from edgewise.rollout.ports import (
     NodeStates,
     Notice,
     Notices,
+    Revert,
+    Reverts,
     RolloutStore,
     Saved,
 )
@@ -71,6 +73,7 @@ class Outside:
     announcer: Announcer
     gates: GateCheck
     notices: Notices
+    reverts: Reverts
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,14 @@ class Rollouts:
         self._held: dict[str, HeldChange] = {}
         self._announce: dict[str, Channel] = {}
         self._notices: dict[str, Notice] = {}
+        self._reverts: dict[str, Revert] = {}
         self._questions: list[tuple[str, AskGate, Gate]] = []
         self._strays: list[Receipt] = []
         self._summaries: dict[str, RolloutSummary] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
+        self._undo = asyncio.Event()
         self._versions: dict[str, int] = {}
         self._watchers: dict[str, asyncio.Event] = {}
 
@@ -131,6 +136,7 @@ class Rollouts:
         self._held = {h.id: h for h in loaded.held}
         self._announce = dict(loaded.undone.announce)
         self._notices = {n.id: n for n in loaded.undone.notices}
+        self._reverts = {r.rollout: r for r in loaded.undone.reverts}
         self._questions = []
         for name, state in loaded.fleets.items():
             fleet = Fleet(state, dict(loaded.members.get(name, {})))
@@ -144,8 +150,8 @@ class Rollouts:
             live.plan = saved.plan
             live.state = waves.resume_from(saved.plan, saved.head, saved.course, dict(rows))
             live.inbox = [Restarted(), *live.contacts(self._seen)]
-        self._wake.set()
-        self._work.set()
+        for event in (self._wake, self._work, self._undo):
+            event.set()
 
     def _count_present(self, live: Live) -> None:
         """Who was online when the hub last wrote is still counted so for offlineAfter: the
@@ -160,7 +166,8 @@ class Rollouts:
         """Decide, perform, ask gates and write last contacts, until cancelled."""
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self._decide_for_ever())
-            parts.create_task(self._perform_for_ever())
+            parts.create_task(self._perform_for_ever(self._work, self.perform))
+            parts.create_task(self._perform_for_ever(self._undo, self.revert))
             parts.create_task(self._flush_for_ever())
 
     async def _decide_for_ever(self) -> None:
@@ -216,7 +223,8 @@ class Rollouts:
         self._notices.update({n.id: n for n in change.notices})
         for fleet in change.fleets:
             self._bump(fleet)
-        for rollout in {*change.heads, *change.rows}:
+        self._reverts.update({r.rollout: r for r in change.reverts})
+        for rollout in {*change.heads, *change.rows, *change.log}:
             self._bump(rollout)
         for rollout, lines in change.log.items():
             for line in lines:
@@ -226,6 +234,8 @@ class Rollouts:
             live.questions = []
         if change.announce or change.notices or self._questions:
             self._work.set()
+        if change.reverts:
+            self._undo.set()
 
     # Proposals.
 
@@ -419,17 +429,19 @@ class Rollouts:
 
     # Performing.
 
-    async def _perform_for_ever(self) -> None:
+    async def _perform_for_ever(
+        self, due: asyncio.Event, perform: Callable[[], Awaitable[None]]
+    ) -> None:
         backoff = Backoff(self._chance)
         while True:
-            await self._work.wait()
-            self._work.clear()
+            await due.wait()
+            due.clear()
             try:
-                await self.perform()
+                await perform()
             except TryLater as error:
                 self._log.event("effects wait", "warning", because=str(error))
                 await self._clock.sleep(backoff.next())
-                self._work.set()
+                due.set()
             else:
                 backoff.reset()
 
@@ -446,6 +458,17 @@ class Rollouts:
             self._notices.pop(identifier, None)
         questions, self._questions = self._questions, []
         await asyncio.gather(*(self._ask(*q) for q in questions))
+
+    async def revert(self) -> None:
+        """Undo the commits that failed, apart from ``perform``: git may take its time.
+
+        Raises TryLater; safe to repeat.
+        """
+        for wanted in list(self._reverts.values()):
+            found = await self._out.reverts.revert(wanted)
+            async with self._lock:
+                await self._commit(revert_ended(wanted, found, self._clock.now()))
+                self._reverts.pop(wanted.rollout, None)
 
     async def _ask(self, rollout: str, question: AskGate, gate: Gate) -> None:
         answer, why = await self._out.gates.ask(gate)

@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from edgewise.model.rules import Gate
-from edgewise.protocol.api import HeldChange
+from edgewise.protocol.api import HeldChange, RolloutState
 from edgewise.protocol.channel import Channel
 from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout.fleet import FleetState, Member, Proposal
@@ -36,12 +36,56 @@ class GateCheck(Protocol):
         """The answer and, in a sentence, why."""
 
 
+class Revert(msgspec.Struct, frozen=True):
+    """A commit that is to be undone in git, because its rollout has failed."""
+
+    rollout: str
+    """Tells repeats: one rollout asks for one revert."""
+    at: datetime
+    fleet: str
+    revision: str
+    """The commit that failed, as ``main@sha1:...``."""
+    good: str
+    """The commit behind the release that the fleet runs again; empty when nobody knows."""
+    request: bool
+    """For a person to merge; else straight onto the branch, where the hub may."""
+    state: RolloutState
+    """How the rollout ended."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """What became of a revert, for people."""
+
+    done: bool
+    """The branch itself is reverted; else somebody has to do what ``text`` says."""
+    text: str
+
+
+class Reverts(Protocol):
+    """Undoes commits. Idempotent: repeating one after a crash finds what is there already.
+
+    Implementations: backends.git.reverts, testing.rollouts.
+    """
+
+    async def revert(self, wanted: Revert) -> Reverted:
+        """Raises TryLater while the repository cannot be reached."""
+
+
 class Notice(msgspec.Struct, frozen=True):
     """Something that people want to know. Delivered at least once; ``id`` tells repeats."""
 
     id: str
     at: datetime
-    event: Literal["RolloutPaused", "RolloutFailed", "RolloutWaits", "RolloutEnded"]
+    event: Literal[
+        "RolloutPaused",
+        "RolloutFailed",
+        "RolloutWaits",
+        "RolloutEnded",
+        "CommitReverted",
+        "RevertNeeded",
+    ]
     fleet: str
     rollout: str
     text: str
@@ -91,6 +135,9 @@ class Change:
     announce: dict[str, Channel] = field(default_factory=dict)
     """Fleet to the channel to announce: replaces one that is still to be done."""
     notices: list[Notice] = field(default_factory=list)
+    reverts: list[Revert] = field(default_factory=list)
+    reverted: list[str] = field(default_factory=list)
+    """Rollouts whose revert is done, or cannot be."""
     receipts: list[Receipt] = field(default_factory=list)
     held: list[HeldChange] = field(default_factory=list)
     unheld: list[str] = field(default_factory=list)
@@ -102,6 +149,7 @@ class Undone:
 
     announce: Mapping[str, Channel]
     notices: tuple[Notice, ...]
+    reverts: tuple[Revert, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ def _end(draft: Draft, head: RollingBack) -> None:
         reason = f"{head.reason}; {len(stuck)} nodes could not return: {names}"
         draft.move(Failed(draft.now, reason), "hub")
         draft.notify("RolloutFailed", reason)
+        if head.end == "RolledBack":
+            draft.undo()
         return
     reason = head.reason
     if silent:
@@ -80,6 +82,8 @@ def _end(draft: Draft, head: RollingBack) -> None:
     ended = RolledBack(draft.now, reason) if head.end == "RolledBack" else None
     draft.move(ended or Cancelled(draft.now, reason), "hub")
     draft.notify("RolloutEnded", f"{name_of(draft.head)}: {reason}")
+    if ended is not None:
+        draft.undo()
 
 
 def received(draft: Draft, index: int, receipt: Receipt) -> None:

@@ -395,6 +395,14 @@ class AskGate:
 
 
 @dataclass(frozen=True, slots=True)
+class Undo:
+    """The policy wants the commit reverted in git as well."""
+
+    state: RolloutState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
     """Tell people."""
 
@@ -402,7 +410,7 @@ class Notify:
     text: str
 
 
-Effect = Announce | AskGate | Notify
+Effect = Announce | AskGate | Undo | Notify
 
 
 @dataclass(frozen=True, slots=True)

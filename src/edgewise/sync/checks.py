@@ -166,6 +166,4 @@ def _policy_fields(policy: RolloutPolicy) -> tuple[str, ...]:
         for gate_index, gate in enumerate(stage.gates):
             if gate.metric is not None:
                 named.append(f"spec.stages[{index}].gates[{gate_index}].metric")
-    if policy.spec.on_failure.git != "Quarantine":
-        named.append("spec.onFailure.git")
     return tuple(named)

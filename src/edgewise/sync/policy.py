@@ -36,6 +36,7 @@ def rules_of(spec: RolloutPolicySpec) -> RolloutRules:
         catch_up=spec.offline.catch_up,
         on_failure=spec.on_failure.action,
         scope=spec.on_failure.scope,
+        on_failure_git=spec.on_failure.git,
         on_supersede=spec.on_supersede,
         max_duration=parse_duration(spec.max_duration),
     )

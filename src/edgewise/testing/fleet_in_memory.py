@@ -71,7 +71,7 @@ class FleetInMemory:
         self.engine = self._engine()
 
     def _engine(self) -> Rollouts:
-        outside = Outside(self.store, self.states, self.board, self.board, self.board)
+        outside = Outside(self.store, self.states, *[self.board] * 4)
         return Rollouts(outside, self.clock, self.chance, ListLog(), Pace(coalesce=timedelta()))
 
     async def restart_hub(self) -> None:
@@ -131,6 +131,7 @@ class FleetInMemory:
         for _ in range(4):
             await self.engine.decide()
             await self.engine.perform()
+            await self.engine.revert()
 
     def _observe(self, node: SimulatedNode) -> Observation:
         phase = "Ready" if node.waits else "Applying" if node.busy_for > 0 else "Idle"

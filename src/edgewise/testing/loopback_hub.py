@@ -189,7 +189,7 @@ class LoopbackHub:
         )
         hub.board = Board(hub.publisher, hub.log)
         chance = SeededChance()
-        outside = Outside(hub.store, MemoryNodeStates(), hub.board, Noticeboard(), Noticeboard())
+        outside = Outside(hub.store, MemoryNodeStates(), hub.board, *[Noticeboard()] * 3)
         hub.rollouts = Rollouts(outside, clock, chance, hub.log)
         await hub.rollouts.start()
         memory = MemoryHub()

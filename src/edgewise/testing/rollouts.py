@@ -23,6 +23,9 @@ from edgewise.rollout.ports import (
     NodeStates,
     Notice,
     Notices,
+    Revert,
+    Reverted,
+    Reverts,
     RolloutStore,
     Saved,
     Undone,
@@ -43,6 +46,7 @@ class MemoryRollouts:
         self._log: dict[str, list[Moved]] = {}
         self._announce: dict[str, Channel] = {}
         self._notices: dict[str, Notice] = {}
+        self._reverts: dict[str, Revert] = {}
         self._receipts: dict[str, dict[int, Receipt]] = {}
         self._held: dict[str, HeldChange] = {}
 
@@ -53,7 +57,11 @@ class MemoryRollouts:
             proposals=tuple(self._proposals.values()),
             running=tuple(s for s in self._saved.values() if s.ended is None),
             held=tuple(self._held.values()),
-            undone=Undone(dict(self._announce), tuple(self._notices.values())),
+            undone=Undone(
+                dict(self._announce),
+                tuple(self._notices.values()),
+                tuple(self._reverts.values()),
+            ),
         )
 
     async def commit(self, change: Change) -> None:
@@ -65,6 +73,10 @@ class MemoryRollouts:
         self._announce.update(change.announce)
         for notice in change.notices:
             self._notices.setdefault(notice.id, notice)
+        for revert in change.reverts:
+            self._reverts.setdefault(revert.rollout, revert)
+        for identifier in change.reverted:
+            self._reverts.pop(identifier, None)
         for receipt in change.receipts:
             kept = self._receipts.setdefault(receipt.node, {})
             kept.setdefault(receipt.sequence, receipt)
@@ -158,11 +170,12 @@ class MemoryNodeStates:
 
 
 class Noticeboard:
-    """Announcer, gates and notices in one; ``before`` runs first and may raise."""
+    """Announcer, gates, notices and reverts in one; ``before`` runs first and may raise."""
 
     def __init__(self) -> None:
         self.channels: list[Channel] = []
         self.notices: dict[str, Notice] = {}
+        self.reverts: list[Revert] = []
         self.asked: list[str] = []
         self.answers: dict[str, tuple[Literal["Pass", "Fail", "Inconclusive"], str]] = {}
         self.before: Callable[[str], None] = lambda what: None
@@ -177,6 +190,13 @@ class Noticeboard:
         self.notices[notice.id] = notice
         self.before("notified")
 
+    async def revert(self, wanted: Revert) -> Reverted:
+        self.before("revert")
+        if wanted not in self.reverts:
+            self.reverts.append(wanted)
+        self.before("reverted")
+        return Reverted(True, f"{wanted.revision} is reverted")
+
     async def ask(self, gate: Gate) -> tuple[Literal["Pass", "Fail", "Inconclusive"], str]:
         self.before("ask")
         self.asked.append(gate.name)
@@ -185,5 +205,5 @@ class Noticeboard:
 
 def _meets_its_port(
     store: MemoryRollouts, states: MemoryNodeStates, board: Noticeboard
-) -> tuple[RolloutStore, NodeStates, Announcer, GateCheck, Notices]:
-    return store, states, board, board, board
+) -> tuple[RolloutStore, NodeStates, Announcer, GateCheck, Notices, Reverts]:
+    return store, states, board, board, board, board

@@ -520,6 +520,14 @@ def test_max_duration_counts_on_after_the_window():
     assert play.head == "Succeeded"
 
 
+def test_the_time_before_a_window_still_counts_after_it():
+    rules = {"max_duration": timedelta(hours=1), "node_timeout": timedelta(hours=9)}
+    play = Play(plan(1, **rules)).heard(0, **AT_WORK).wait(20)
+    play.heard(0, **shut(600, play)).wait(600).heard(0, **AT_WORK).wait(39)
+    assert play.head == "Progressing"
+    assert play.wait(1).head == "Paused"
+
+
 def test_a_node_on_its_way_back_may_wait_for_its_window_too():
     play = Play(plan(2)).good(0).command("abort")
     said = {"running": NEW, "target": OLD, "phase": "Ready", "window": "apply"}

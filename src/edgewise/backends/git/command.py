@@ -83,20 +83,28 @@ class Git:
         self._timeout = timeout
 
     async def run(
-        self, *arguments: str, stdin: bytes = b"", timeout: timedelta | None = None
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        timeout: timedelta | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Standard output of ``git ARGUMENTS``.
+        """Standard output of ``git ARGUMENTS``. ``env``: in addition to ``environment``.
 
         Raises NotFound for an unknown revision, TryLater for what may pass (network,
         timeout), NeedsPerson for what will not (credentials, ownership, a full disk).
         """
-        done = await self.attempt(*arguments, stdin=stdin, timeout=timeout)
+        done = await self.attempt(*arguments, stdin=stdin, timeout=timeout, env=env)
         if done.status:
             raise failure(arguments, done)
         return done.out
 
     async def attempt(
-        self, *arguments: str, stdin: bytes = b"", timeout: timedelta | None = None
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        timeout: timedelta | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Finished:
         """Like ``run``, but the exit status is the caller's to judge."""
         limit = timeout or self._timeout
@@ -109,7 +117,7 @@ class Git:
                 stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=environment(),
+                env=environment(env),
             )
         except FileNotFoundError as error:
             raise NeedsPerson(
@@ -147,10 +155,10 @@ def failure(arguments: tuple[str, ...], done: Finished) -> EdgewiseError:
 
 
 def _verb(arguments: tuple[str, ...]) -> str:
-    """The verb among ``-c name=value VERB ...``."""
+    """The verb among ``-c name=value --option VERB ...``."""
     skip = 0
-    while arguments[skip] == "-c":
-        skip += 2
+    while arguments[skip].startswith("-"):
+        skip += 2 if arguments[skip] == "-c" else 1
     return arguments[skip]
 
 

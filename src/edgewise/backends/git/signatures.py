@@ -85,6 +85,10 @@ class CommitSignatures:
             # Oldest first: the first bad commit is the one to name.
             return [await self._verify(one, allowed, rules) for one in commits][-1]
 
+    async def required(self, revision: str) -> bool:
+        """Whether the rules of ``revision`` ask for signed commits on top of it."""
+        return self._pinned is not None or (await self._rules(revision)).mode != "off"
+
     async def _judge_by(self, commit: str, previous: str | None) -> tuple[Rules, bytes]:
         if previous is None and self._pinned is not None:
             mode = (await self._rules(commit)).mode

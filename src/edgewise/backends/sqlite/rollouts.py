@@ -24,6 +24,7 @@ from edgewise.rollout.ports import (
     NodeSeen,
     NodeStates,
     Notice,
+    Revert,
     RolloutStore,
     Saved,
     Undone,
@@ -40,6 +41,7 @@ _row = msgspec.json.Decoder(Row)
 _moved = msgspec.json.Decoder(Moved)
 _channel = msgspec.json.Decoder(Channel)
 _notice = msgspec.json.Decoder(Notice)
+_revert = msgspec.json.Decoder(Revert)
 _receipt = msgspec.json.Decoder(Receipt)
 _held = msgspec.json.Decoder(HeldChange)
 _observation = msgspec.json.Decoder(Observation)
@@ -129,6 +131,7 @@ def _load(db: sqlite3.Connection) -> Loaded:
     held = db.execute("SELECT body FROM rollout_held_changes ORDER BY number")
     waiting = db.execute("SELECT * FROM rollout_announcements")
     notices = db.execute("SELECT body FROM rollout_notices ORDER BY number")
+    reverts = db.execute("SELECT body FROM rollout_reverts ORDER BY number")
     return Loaded(
         fleets={
             r["name"]: _fleet.decode(r["body"]) for r in db.execute("SELECT * FROM rollout_fleets")
@@ -142,6 +145,7 @@ def _load(db: sqlite3.Connection) -> Loaded:
         undone=Undone(
             {r["fleet"]: _channel.decode(r["body"]) for r in waiting},
             tuple(_notice.decode(r["body"]) for r in notices),
+            tuple(_revert.decode(r["body"]) for r in reverts),
         ),
     )
 
@@ -171,6 +175,11 @@ def _commit(db: sqlite3.Connection, change: Change) -> None:
         )
     notices = [(n.id, encode(n)) for n in change.notices]
     db.executemany("INSERT OR IGNORE INTO rollout_notices (id, body) VALUES (?, ?)", notices)
+    reverts = [(r.rollout, encode(r)) for r in change.reverts]
+    db.executemany("INSERT OR IGNORE INTO rollout_reverts (rollout, body) VALUES (?, ?)", reverts)
+    db.executemany(
+        "DELETE FROM rollout_reverts WHERE rollout = ?", [(one,) for one in change.reverted]
+    )
     _commit_receipts(db, change.receipts)
     for held in change.held:
         db.execute(

@@ -133,7 +133,8 @@ class OnFailure(Strict, frozen=True, kw_only=True):
     scope: Literal["Stage", "Attempted"] = "Attempted"
     """Who goes back."""
     git: Literal["Quarantine", "RevertCommit", "OpenRevertRequest"] = "Quarantine"
-    """What happens to the commit. Only ``Quarantine`` is acted on yet."""
+    """What happens to the commit of a rollout that was rolled back: nothing more, a commit
+    that reverts it, or a branch with that commit for a person to merge."""
 
 
 class RolloutPolicySpec(Strict, frozen=True, kw_only=True):

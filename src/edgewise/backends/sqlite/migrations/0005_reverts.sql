@@ -1,0 +1,3 @@
+CREATE TABLE rollout_reverts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, rollout TEXT NOT NULL UNIQUE, body BLOB NOT NULL
+);
