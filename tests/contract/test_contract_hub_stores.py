@@ -37,6 +37,18 @@ async def test_a_record_replaces_the_one_before_and_a_mark_stays(store: Store) -
     assert await store.records() == (KeptRecord("a", "eu", 2, 1, None),)
 
 
+async def test_trust_bundles_and_the_relays_keys_are_kept_until_replaced(store: Store) -> None:
+    assert await store.bundles() is None
+    for payload in (b"first", b"second"):
+        await store.save_bundles(Signed("bundle/1", payload, "k", b"s"))
+    assert await store.bundles() == Signed("bundle/1", b"second", "k", b"s")
+    await store.save_relay_keys("r1", (b"a",))
+    await store.save_relay_keys("r1", (b"a", b"b"))
+    await store.save_relay_keys("r2", (b"c",))
+    await store.save_relay_keys("r2", ())
+    assert await store.relay_keys() == {"r1": (b"a", b"b")}
+
+
 async def test_audit_lines_come_back_in_order_and_verify(store: Store) -> None:
     last = None
     for i in range(25):

@@ -9,6 +9,9 @@ import pytest
 
 from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
 from edgewise.model.errors import NeedsPerson
+from edgewise.protocol.bundles import TrustBundles
+from edgewise.protocol.channel import Signed
+from edgewise.protocol.codec import encode
 from edgewise.protocol.sync import NodeReport, RelayNews
 from edgewise.rollout.fanin import Settled, read_receipts
 from edgewise.rollout.fanout import Known, learn
@@ -63,11 +66,18 @@ async def test_what_was_learnt_is_known_again(memory: RelayMemory) -> None:
         news(channel(1, stable=A), records={"n1": record("n1"), "n2": record("n2")}, cursor=3),
         news(channel(2, stable=B), cursor=4),
         RelayNews(gone=("n2",), cursor=5),
+        RelayNews(cursor=6, bundles=trust(7)),
+        RelayNews(cursor=7, bundles=trust(6)),
     ):
         known, change = learn(known, batch)
         await memory.learn(change)
     assert await memory.known() == known
     assert known.gone == {"n2"}
+    assert known.bundles == trust(7)
+
+
+def trust(sequence: int) -> Signed:
+    return Signed("bundle/1", encode(TrustBundles(sequence, {})), "k", b"s")
 
 
 async def test_a_second_relay_on_the_same_directory_is_refused(tmp_path: Path) -> None:

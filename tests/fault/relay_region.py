@@ -13,9 +13,12 @@ from typing import Any
 
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
+from edgewise.backends.pki.jwt import JwtKeyFiles
 from edgewise.identity.names import Organisation
 from edgewise.identity.on_agent import Machine, MachineIdentity, join
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
+from edgewise.identity.workloads import Desk
+from edgewise.net.api.bundles import Bundles, Ingredients
 from edgewise.net.api.records import Wanted
 from edgewise.net.client import Client, Endpoint, SyncLine
 from edgewise.net.joining import by_token
@@ -30,10 +33,12 @@ from edgewise.runtime.chance import SystemChance
 from edgewise.runtime.clock import SystemClock
 from edgewise.runtime.credentials import CredentialFiles
 from edgewise.testing.enrolments import MemoryEnrolments
+from edgewise.testing.hub import MemoryHub
 from edgewise.testing.log import ListLog
 from edgewise.testing.loopback_hub import LoopbackHub
 
 HOLD = timedelta(seconds=3)
+IDENTITIES = {"/app/shops/till": ("till.eu.acme", "till.example"), "/app/shops/web": ()}
 
 
 class SecureHub(LoopbackHub):
@@ -71,6 +76,7 @@ class SecureHub(LoopbackHub):
         hub.enroller, hub.register, hub.authority = enroller, register, authority
         hub.credentials = CredentialFiles(folder / "hub-identity")
         authority.issue_hub(hub.credentials, Hosts.of(["127.0.0.1"]))
+        hub.bundles.changed = lambda: [some.wake_all() for some in hub.waiters]
         running = (hub.nodes._waiters.run(), hub.board._relays._waiters.run(), hub.rollouts.run())
         hub.loops = [asyncio.create_task(part) for part in running]
         await hub.reopen(0)
@@ -93,6 +99,25 @@ class SecureHub(LoopbackHub):
         """Nobody can reach it."""
         await self.front.close()
 
+    async def _open(self, memory: MemoryHub, folder: Path) -> None:
+        self.keyring = JwtKeyFiles(folder / "jwt", self.clock)
+
+        async def sign(payload: bytes) -> Signed:
+            return self.publisher.sign_bundles(payload)
+
+        enroller = self.joins
+        self.authority = enroller.issuer
+        ingredients = Ingredients(
+            Organisation("acme"), lambda: self.authority.roots, self.keyring, self.people
+        )
+        self.bundles = Bundles(memory, sign, ingredients, self.clock)
+        await self.bundles.refresh()
+
+    def _desk(self) -> Desk:
+        return Desk(
+            Organisation("acme"), self.authority, self.keyring, lambda: self.bundles.current
+        )
+
     def _verify(self, key: bytes, signed: Signed) -> bool:
         return signature_holds(key, signed)
 
@@ -105,8 +130,10 @@ class SecureHub(LoopbackHub):
         self.people.known[name] = enrolled
         if enrolled.role == "node":
             index = len(self.people.known)
-            await self.records.put({name: Wanted(enrolled.region, "shops", index)})
+            wanted = Wanted(enrolled.region, "shops", index, identities=IDENTITIES)
+            await self.records.put({name: wanted})
             self.board._relays.wake()
+        await self.bundles.membership(name, enrolled)
 
     async def token(self, **terms: Any) -> Token:
         """A join token; nodes of a region with a relay name it as ``via``."""

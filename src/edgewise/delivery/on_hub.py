@@ -141,7 +141,11 @@ class Publisher:
 
     def sign_record(self, record: NodeRecord) -> Signed:
         """The record, signed with the channels key (about 0.1 ms)."""
-        return self._tuf.sign_record(record)
+        return self._tuf.sign("node-record/1", encode(record))
+
+    def sign_bundles(self, payload: bytes) -> Signed:
+        """Encoded trust bundles, signed with the channels key."""
+        return self._tuf.sign("bundle/1", payload)
 
     def key_lines(self) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""

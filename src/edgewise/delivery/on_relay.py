@@ -21,6 +21,7 @@ from edgewise.delivery.ports import CacheStore, Source
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
+from edgewise.protocol.channel import Signed
 from edgewise.protocol.content import channel_target, object_path
 from edgewise.runtime.clock import Clock
 
@@ -117,6 +118,14 @@ class Cache:
         if "timestamp.json" in metadata:
             self._take_timestamp(metadata["timestamp.json"])
             self._asked = self._clock.monotonic()
+
+    async def check(self, signed: Signed) -> None:
+        """Raises Untrusted unless the hub's present channels key signed it."""
+        keys = trust.delegated_keys(await self._delegator({}), "channels")
+        if signed.key_id not in keys:  # the key was replaced, and nothing else has said so
+            await self._once("timestamp", self._fetch_timestamp)
+            keys = trust.delegated_keys(await self._delegator({}), "channels")
+        trust.check_signed(signed, keys, purpose=signed.purpose)
 
     async def bundle(self, fleet: str) -> dict[str, bytes]:
         """What a node of ``fleet`` would fetch next, as ``Publisher.metadata_for`` gives it.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.content import Entry
 from edgewise.protocol.installed import Installed
@@ -87,6 +88,9 @@ class Trust(Protocol):
         forged, older than what was seen, or for another node or fleet; TryLater for metadata
         that has expired and when the source cannot be reached. Nothing installed changes.
         """
+
+    async def bundles(self, signed: Signed, source: Source) -> TrustBundles:
+        """What trust bundles say. Raises as ``verify``; an older sequence is Untrusted."""
 
     async def permission(self, release: str, source: Source) -> int:
         """The length of a release that a builder signed. Raises Untrusted when none did."""

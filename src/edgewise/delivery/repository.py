@@ -17,8 +17,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from edgewise.delivery import trust
 from edgewise.model.errors import NeedsPerson
-from edgewise.protocol.channel import NodeRecord, Signed
-from edgewise.protocol.codec import encode
+from edgewise.protocol.channel import Signed
 
 KEPT_VERSIONS: Final = 32
 """Old versions of a metadata file that stay for nodes in the middle of reading."""
@@ -77,11 +76,11 @@ class Repository:
                 self.mode = "hub" if own and own.public_key.keyid in held else "builder"
         self._settle(now)
 
-    def sign_record(self, record: NodeRecord) -> Signed:
-        """The record, signed with the channels key (about 0.1 ms)."""
-        unsigned = Signed("node-record/1", encode(record), self.online_id, b"")
+    def sign(self, purpose: Literal["node-record/1", "bundle/1"], payload: bytes) -> Signed:
+        """A record or trust bundles, signed with the channels key (about 0.1 ms)."""
+        unsigned = Signed(purpose, payload, self.online_id, b"")
         signature = bytes.fromhex(self._online.sign(unsigned.signed_bytes).signature)
-        return Signed("node-record/1", unsigned.payload, self.online_id, signature)
+        return Signed(purpose, payload, self.online_id, signature)
 
     def key_lines(self, now: datetime) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""
@@ -185,7 +184,7 @@ class Repository:
     def rotate_online(self, now: datetime) -> None:
         """A new online key, by way of a root that trusts both: valid at every moment.
 
-        Node records have to be signed again afterwards (``sign_record``).
+        Node records and trust bundles have to be signed again afterwards (``sign``).
         """
         root_key, old = self.offline_key("root"), self._online
         self.offline_key("targets")

@@ -32,6 +32,8 @@ class Card(msgspec.Struct, frozen=True):
     """Of the present certificate, lower-case hex."""
     not_before: datetime
     not_after: datetime
+    root: str = ""
+    """Hex SHA-256 of the root above the present certificate; empty: not known."""
 
     @property
     def id(self) -> SpiffeId:
@@ -42,6 +44,13 @@ class Card(msgspec.Struct, frozen=True):
     def validity(self) -> Validity:
         """Of the present certificate."""
         return Validity(self.not_before, self.not_after)
+
+    def outdated(self, roots: tuple[str, ...]) -> bool:
+        """Whether another root signs now than the one above our certificate.
+
+        ``roots``: fingerprints of those that we trust, the one that signs now first.
+        """
+        return len(roots) > 1 and self.root != roots[0]
 
     def expects(self, peer: SpiffeId) -> bool:
         """Whether this machine may talk to ``peer``: for ``net.client.Endpoint.expect``."""

@@ -19,13 +19,17 @@ from edgewise.model.names import SpiffeId, is_name
 HUB: Final = "hub"
 """The first label of the hub's own trust domain; no region may be called so."""
 
-RouteKind = Literal["open", "sync", "content", "renew", "relay", "operator"]
+LONGEST_ID: Final = 2048
+"""Bytes of a SPIFFE ID (SPIFFE-ID specification, section 2.3)."""
+
+RouteKind = Literal["open", "sync", "content", "renew", "workloads", "relay", "operator"]
 """``open``: join, rejoin, roots, health, webhooks. The rest needs a certificate."""
 
 _WHO: Final[dict[RouteKind, frozenset[str]]] = {
     "sync": frozenset({"node"}),
     "content": frozenset({"node", "relay", "user", "hub"}),
     "renew": frozenset({"node", "relay", "user"}),
+    "workloads": frozenset({"node"}),
     "relay": frozenset({"relay"}),
     "operator": frozenset({"user", "hub"}),
 }
@@ -74,6 +78,19 @@ class Organisation:
     def node(self, region: str, name: str) -> SpiffeId:
         """A node."""
         return SpiffeId(self.domain(region), f"/node/{_checked(name)}")
+
+    def app(self, domain: str, path: str) -> SpiffeId:
+        """A workload of the trust domain ``domain``. Raises Forbidden for any other path."""
+        steps = path.split("/")
+        try:
+            found = SpiffeId(domain, path)
+        except ValueError as error:
+            raise Forbidden(f"{path[:200]!r} is no SPIFFE path: {error}") from error
+        if found.role != "app" or not found.name or {".", ".."} & set(steps):
+            raise Forbidden(f"{path[:200]!r} is not below /app/")
+        if len(str(found)) > LONGEST_ID or self.region_of(found) in (None, HUB):
+            raise Forbidden(f"{str(found)[:200]!r} is no workload of a region of {self.name}")
+        return found
 
     def region_of(self, peer: SpiffeId) -> str | None:
         """The peer's region, ``hub`` for the hub's domain, None for another organisation."""

@@ -15,7 +15,7 @@ import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import pyrage
 from cryptography import x509
@@ -26,12 +26,14 @@ from cryptography.x509.oid import NameOID
 from msgspec import structs
 
 from edgewise.identity import card as cards
+from edgewise.identity.bundles import roots_for
 from edgewise.identity.card import Card
 from edgewise.identity.ports import JoinLine
 from edgewise.identity.signatures import sign_bytes, spki_of
 from edgewise.identity.tokens import join_proof_bytes, rejoin_proof_bytes
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
@@ -49,6 +51,9 @@ from edgewise.runtime.credentials import (
     pem_of,
     write_private,
 )
+
+BUNDLES_FILE: Final = "bundles.json"
+"""What to trust, as the hub signed it: for the resident agent and its workloads."""
 
 Purpose = Literal["node-record/1", "receipt/1", "bundle/1"]
 
@@ -200,6 +205,21 @@ async def rejoin(identity: MachineIdentity, line: JoinLine) -> Card:
     return _renewed(identity, moved, key, reply.chain, ())
 
 
+def trust(identity: MachineIdentity, bundles: TrustBundles) -> bool:
+    """Use verified trust bundles from now on; whether the roots are others than before.
+
+    Raises Untrusted for bundles that would leave this machine without a root.
+    """
+    card = identity.card()
+    hub = SpiffeId.parse(card.hub_id)
+    roots = roots_for(bundles, card.id.trust_domain, hub.trust_domain)
+    write_private(identity.directory / BUNDLES_FILE, encode(bundles), mode=0o644)
+    if roots == identity.credentials.root_certificates():
+        return False
+    identity.credentials.trust(roots)
+    return True
+
+
 def _renewed(
     identity: MachineIdentity,
     card: Card,
@@ -207,8 +227,7 @@ def _renewed(
     chain: tuple[bytes, ...],
     ca_chain: tuple[bytes, ...],
 ) -> Card:
-    leaf = _leaf(chain, key, card.id, identity.credentials.root_certificates())
-    fresh = _card_with(card, leaf)
+    fresh = _card_with(card, *_leaf(chain, key, card.id, identity.credentials.root_certificates()))
     _keep_ca(identity, ca_chain)
     identity.credentials.replace(key_pem=_pem(key), chain=chain)
     _write_card(identity, fresh)
@@ -227,12 +246,12 @@ def _checked(
         raise Untrusted(f"the answer has a malformed identity: {error}") from error
     if (own.role, own.name) != (machine.role, machine.name) or hub.path != "/hub":
         raise Untrusted(f"the answer is for {own}, not for {machine.role} {machine.name}")
-    leaf = _leaf(reply.chain, key, own, roots)
+    leaf, root = _leaf(reply.chain, key, own, roots)
     now = leaf.not_valid_before_utc
     blank = Card(
         str(own), str(hub), machine.role, machine.name, reply.region, reply.urls, "", now, now
     )
-    return _card_with(blank, leaf)
+    return _card_with(blank, leaf, root)
 
 
 def _check_name(spiffe_id: str, card: Card) -> None:
@@ -244,12 +263,13 @@ def _check_name(spiffe_id: str, card: Card) -> None:
         raise Untrusted(f"the answer is for {own}, not for {card.id}")
 
 
-def _card_with(card: Card, leaf: x509.Certificate) -> Card:
+def _card_with(card: Card, leaf: x509.Certificate, root: str) -> Card:
     return structs.replace(
         card,
         serial=f"{leaf.serial_number:x}",
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
+        root=root,
     )
 
 
@@ -258,8 +278,9 @@ def _leaf(
     key: ec.EllipticCurvePrivateKey,
     own: SpiffeId,
     roots: tuple[bytes, ...],
-) -> x509.Certificate:
-    """The leaf, once it is for our key and our name and chains to a root by signatures.
+) -> tuple[x509.Certificate, str]:
+    """The leaf, once it is for our key and our name and chains to a root by signatures; and
+    that root's fingerprint.
 
     Name constraints and times are OpenSSL's to judge, at the first handshake.
     """
@@ -269,10 +290,10 @@ def _leaf(
         found = [x509.load_der_x509_certificate(der) for der in chain]
         names = found[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        anchors = [x509.load_der_x509_certificate(der) for der in roots]
+        anchors = {fingerprint(der): x509.load_der_x509_certificate(der) for der in roots}
         for lower, upper in pairwise(found):
             lower.verify_directly_issued_by(upper)
-        anchored = any(_issued_by(found[-1], anchor) for anchor in anchors)
+        above = [name for name, root in anchors.items() if _issued_by(found[-1], root)]
     except (
         ValueError,
         TypeError,
@@ -281,11 +302,11 @@ def _leaf(
         x509.ExtensionNotFound,
     ) as error:
         raise Untrusted(f"the certificates of the answer do not hold: {error}") from error
-    if not anchored:
+    if not above:
         raise Untrusted("the new certificate does not come from the root that this machine trusts")
     if found[0].public_key() != key.public_key() or uris != [str(own)]:
         raise Untrusted("the new certificate is for another key or another name")
-    return found[0]
+    return found[0], above[0]
 
 
 def _issued_by(certificate: x509.Certificate, anchor: x509.Certificate) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
+from edgewise.identity.jwt_keys import JwtKey
 from edgewise.identity.rotation import Lineage
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.join import (
@@ -124,6 +125,29 @@ class Issuer(Protocol):
         Raises Untrusted for a request that is malformed, not signed by its own key, or of
         another kind of key than P-256; Forbidden for an identity that is not its to give.
         """
+
+
+class WorkloadIssuer(Protocol):
+    """Makes X509-SVIDs of workloads. The same implementations as ``Issuer``."""
+
+    def issue_workload(
+        self, identity: SpiffeId, csr: bytes, dns: tuple[str, ...], life: timedelta
+    ) -> tuple[Issued, tuple[str, ...]]:
+        """An SVID for the key in a PKCS#10 request, and which of the names it carries.
+
+        It may be client and server. Raises as ``Issuer.issue``, and BadUsage for something
+        that is no DNS name.
+        """
+
+
+class JwtKeyring(Protocol):
+    """The keys that sign JWT-SVIDs. Implementation: backends.pki.jwt.JwtKeyFiles."""
+
+    def keys(self, region: str) -> tuple[JwtKey, ...]:
+        """Every key for this region; the first is made where there is none."""
+
+    def sign(self, region: str, kid: str, data: bytes) -> bytes:
+        """``r`` and ``s``. Raises NeedsPerson when the key is gone."""
 
 
 class RootIssuer(Issuer, Protocol):

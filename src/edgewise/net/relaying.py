@@ -16,8 +16,10 @@ import msgspec
 
 from edgewise import __version__
 from edgewise.identity.names import RouteKind, Station, authorise
+from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.workloads import workload_route
 from edgewise.net.client import HOLD_MARGIN_S, Client
 from edgewise.net.routes import (
     ANYONE,
@@ -50,8 +52,10 @@ from edgewise.protocol.sync import (
     SyncReply,
     SyncRequest,
 )
+from edgewise.protocol.workload import WorkloadReply, WorkloadRequest
 from edgewise.rollout.on_relay import Relaying
 from edgewise.rollout.relay_ports import HubLine, Sleepers
+from edgewise.runtime.clock import Clock
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 FRESH: Final = "no-cache"
@@ -113,6 +117,8 @@ class RelayRoutes:
     content_root: Path
     doorkeeper: Doorkeeper
     ca_until: Callable[[], datetime | None]
+    desk: Desk
+    clock: Clock
 
     def routes(self) -> list[Route]:
         """All routes of a relay."""
@@ -162,6 +168,7 @@ class RelayRoutes:
                 errors=(Forbidden, Untrusted),
                 at_most=limits.RECORD,
             ),
+            workload_route(self.workloads),
             Route(
                 "GET",
                 "/v1/roots",
@@ -222,6 +229,13 @@ class RelayRoutes:
         """POST /v1/renew."""
         peer = self._caller("renew", call.peer)
         return await self.doorkeeper.renew(peer, call.body, call.peer.serial)
+
+    async def workloads(self, call: Call[WorkloadRequest]) -> WorkloadReply:
+        """POST /v1/workloads, hub or no hub."""
+        node = self._caller("workloads", call.peer)
+        self.relaying.admit(node.name)
+        record = self.relaying.known.nodes.get(node.name)
+        return self.desk.answer(node, record, call.body, self.clock.now())
 
     async def roots(self, call: Call[None]) -> Roots:
         """GET /v1/roots."""

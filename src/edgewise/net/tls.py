@@ -108,8 +108,21 @@ def pinned(roots: Iterable[bytes], sha256: str) -> tuple[bytes, ...]:
 def reload(context: ssl.SSLContext, credentials: CredentialFiles) -> None:
     """Use the renewed certificate for every handshake from now on; connections stay.
 
+    A server's context follows the roots as well, those that are gone included.
     Raises NeedsPerson when the files do not fit together; the context is then unchanged.
     """
+    if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+        fresh = server_context(credentials)
+
+        def use_fresh(
+            connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, front: ssl.SSLContext
+        ) -> None:
+            connection.context = fresh
+
+        # Roots cannot be taken out of a context, and a listening server keeps the one that
+        # it began with. OpenSSL calls this for every handshake, name or no name.
+        context.sni_callback = use_fresh
+        return
     probe = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(probe, credentials)
     _load(context, credentials)

@@ -29,7 +29,7 @@ class TrustBundles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a node of this organisation trusts."""
 
     sequence: int
-    """Grows by one with every change; a node refuses a smaller one than it has."""
+    """Grows with every change; a node refuses a smaller one than it has."""
     own: dict[str, DomainBundle]
     """The organisation's trust domains: the hub's and every region's."""
     federated: dict[str, DomainBundle] = {}

@@ -34,5 +34,9 @@ ENTRIES: Final = 500_000
 """Files in one tree."""
 PATH: Final = 4096
 """Characters in one path of a tree (Linux PATH_MAX)."""
+BUNDLES: Final = 4 << 20
+"""Trust bundles: a thousand domains with 4 KB each."""
+WORKLOAD_REQUEST: Final = 256 << 10
+"""Certificate requests for ``WORKLOADS`` identities have about 40 KiB."""
 WORKLOADS: Final = 64
 """Identities that a node asks for at once; it asks again for more."""

@@ -54,6 +54,10 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     free_bytes: int = 0
     channel: int = 0
     """Sequence of the newest channel that the node has verified."""
+    bundles: int = 0
+    """Sequence of the newest trust bundles that it has verified and uses."""
+    issuer: str = ""
+    """Hex SHA-256 of the root certificate above its own: tells when a root is used no more."""
 
 
 class Receipt(msgspec.Struct, frozen=True):

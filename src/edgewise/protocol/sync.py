@@ -33,8 +33,8 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     hold_s: float = 60.0
     """How long the answer may be held. 0 asks for one at once: a report beside a held poll."""
     version: int = VERSION
-    bundles: int = 0
-    """Sequence of its newest verified trust bundles; 0 for none."""
+    bundles: int = -1
+    """Sequence of its newest verified trust bundles; 0 for none, -1: it does not follow them."""
 
 
 class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,6 +74,12 @@ class RelaySync(msgspec.Struct, frozen=True, omit_defaults=True):
     records: int = 0
     """Cursor of the last batch of node records."""
     version: int = VERSION
+    bundles: int = -1
+    """As in ``SyncRequest``."""
+    jwt: tuple[bytes, ...] = ()
+    """DER SubjectPublicKeyInfo of every key with which it signs JWT-SVIDs, or will."""
+    issuer: str = ""
+    """Hex SHA-256 of the root above its own certificate."""
 
 
 class RelayNews(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +94,8 @@ class RelayNews(msgspec.Struct, frozen=True, omit_defaults=True):
     gone: tuple[str, ...] = ()
     """Nodes that were forgotten or quarantined: refuse them."""
     hold_s: float = 60.0
+    bundles: Signed | None = None
+    """Trust bundles newer than those the relay named."""
 
 
 class RelayReport(msgspec.Struct, frozen=True):

@@ -30,6 +30,8 @@ class JwtWanted(msgspec.Struct, frozen=True):
 
     path: str
     audience: tuple[str, ...]
+    ttl_s: float = 0.0
+    """As in ``X509Wanted``."""
 
 
 class WorkloadRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,6 +49,9 @@ class X509Svid(msgspec.Struct, frozen=True):
     """DER, leaf first, without the root."""
     not_before: datetime
     not_after: datetime
+    dns: tuple[str, ...] = ()
+    """The names that it carries: a relay can only give those below its trust domain
+    (docs/adr/0006); the hub gives all that were asked for."""
 
 
 class JwtSvid(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,11 +44,13 @@ from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
-from edgewise.runtime.credentials import CredentialFiles, write_private
+from edgewise.runtime.credentials import CredentialFiles, fingerprint, write_private
 from edgewise.runtime.log import Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
+OTHER_ROOT: Final = timedelta(hours=1)
+"""Over how long a fleet spreads its renewals after another root began to sign."""
 RENEW_LOOK: Final = timedelta(hours=1)
 """How often the certificate's time is looked at, because wall clocks are set."""
 
@@ -121,14 +123,30 @@ class Upstream:
         self._clock = clock
         self.refused = asyncio.Event()
         """The far end does not take our certificate: rejoin."""
+        self.looked = asyncio.Event()
+        """Whom we trust has changed: look at the certificate again."""
         self.card = read_card(state)
         self._line = self._connect()
 
     def _connect(self) -> SyncLine:
+        return SyncLine(Client(self._endpoint(), self._clock))
+
+    def _endpoint(self) -> Endpoint:
         check_time = not clock_is_wrong(self._clock.now(), self.card.validity)
         tls = client_context(CredentialFiles(self._state / "identity"), check_time=check_time)
-        endpoint = Endpoint(self.card.urls, tls, self.card.expects)
-        return SyncLine(Client(endpoint, self._clock))
+        return Endpoint(self.card.urls, tls, self.card.expects)
+
+    def retrusted(self) -> None:
+        """Believe the roots that are on disk now, from the next connection on."""
+        self._line.client.endpoint = self._endpoint()
+        self._line.client.forget_connections()
+        self.looked.set()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether our certificate is from a root that signs no more: renew early."""
+        roots = CredentialFiles(self._state / "identity").root_certificates()
+        return self.card.outdated(tuple(map(fingerprint, roots)))
 
     async def renewed(self) -> None:
         """Read the new certificate; calls that wait break off and come again with it."""
@@ -242,11 +260,12 @@ class _Agent:
             ),
         )
         supervisor.on_change = rollout.changed
+        rollout.trusting, rollout.issuer = upstream.retrusted, upstream.card.root
         parts = [
             rollout.run(),
             self._keep_files(rollout),
             self._keep_logs(machine),
-            self._keep_certificate(upstream, worker),
+            self._keep_certificate(upstream, worker, rollout),
             self._watchdog(),
         ]
         async with asyncio.TaskGroup() as tasks:
@@ -290,7 +309,7 @@ class _Agent:
     async def _keep_files(self, rollout: NodeRollout) -> None:
         while True:
             rollout.moved.clear()
-            if await self._happens(rollout.moved, rollout.drift_interval()):
+            if await self._happens((rollout.moved,), rollout.drift_interval()):
                 continue  # another release runs, with an interval of its own
             await rollout.converge()
 
@@ -299,14 +318,24 @@ class _Agent:
             await self._clock.sleep(LOG_LOOK)
             machine.trim_logs()
 
-    async def _keep_certificate(self, upstream: Upstream, worker: WorkerProcess) -> None:
+    async def _keep_certificate(
+        self, upstream: Upstream, worker: WorkerProcess, rollout: NodeRollout
+    ) -> None:
         backoff = Backoff(self._chance, first=timedelta(seconds=5), cap=timedelta(minutes=30))
         fraction = self._chance.fraction()
+        early: datetime | None = None
         while True:
-            wait = renew_at(upstream.card.validity, fraction) - self._clock.now()
+            upstream.looked.clear()
+            due = renew_at(upstream.card.validity, fraction)
+            if upstream.outdated:
+                # Not all at once, and after the relay, which renews its own CA at once.
+                early = early or self._clock.now() + OTHER_ROOT * (0.1 + 0.9 * fraction)
+                due = min(due, early)
+            wait = due - self._clock.now()
             if wait > timedelta() and not upstream.refused.is_set():
-                await self._happens(upstream.refused, min(wait, RENEW_LOOK))
+                await self._happens((upstream.refused, upstream.looked), min(wait, RENEW_LOOK))
                 continue
+            early = None
             expired = self._clock.now() >= upstream.card.not_after
             try:
                 await worker.renew(rejoin=expired or upstream.refused.is_set())
@@ -316,17 +345,19 @@ class _Agent:
                 await self._clock.sleep(backoff.next())
             else:
                 self._log.event("renewed", until=upstream.card.not_after.isoformat())
+                rollout.issuer = upstream.card.root
+                rollout.changed()
                 backoff.reset()
 
-    async def _happens(self, event: asyncio.Event, within: timedelta) -> bool:
-        sleeping = asyncio.ensure_future(self._clock.sleep(within))
-        happening = asyncio.ensure_future(event.wait())
+    async def _happens(self, events: tuple[asyncio.Event, ...], within: timedelta) -> bool:
+        waits = [asyncio.ensure_future(self._clock.sleep(within))]
+        waits += [asyncio.ensure_future(_set(event)) for event in events]
         try:
-            await asyncio.wait({sleeping, happening}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sleeping.cancel()
-            happening.cancel()
-        return event.is_set()
+            for wait in waits:
+                wait.cancel()
+        return any(event.is_set() for event in events)
 
     async def _watchdog(self) -> None:
         """Tell the service manager that the loop turns (sd_watchdog_enabled(3))."""
@@ -334,6 +365,10 @@ class _Agent:
         while period > 0:
             tell_parent("WATCHDOG=1")
             await self._clock.sleep(timedelta(seconds=period))
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _zone() -> str:

@@ -20,6 +20,7 @@ from edgewise.backends.git.reverts import GitReverts
 from edgewise.backends.git.signatures import CommitSignatures
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
+from edgewise.backends.pki.jwt import JwtKeyFiles
 from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.enrolments import SqliteEnrolments
@@ -29,7 +30,9 @@ from edgewise.backends.sqlite.source import SqliteCommits
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_public
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
+from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
+from edgewise.net.api.bundles import Bundles, Ingredients
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
@@ -40,6 +43,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.gates import ExecAndHttpGates
 from edgewise.net.git_http import GitHttp
 from edgewise.net.published import Board
@@ -114,6 +118,7 @@ class Upkeep:
     clock: Clock
     chance: Chance
     log: Log
+    bundles: Bundles | None = None
 
     async def run(self) -> None:
         """Once an hour, until cancelled. A failure is logged and tried again next time."""
@@ -129,6 +134,8 @@ class Upkeep:
         for name in await self.publisher.refresh():
             self.log.decision("signed again", because="its life is partly used up", file=name)
         self.renew_certificate()
+        if self.bundles is not None:
+            await self.bundles.refresh()  # JWT keys have a life of their own
         keep = await self.publisher.reachable() | self.records.sealed_objects()
         before = (self.clock.now() - UNUSED_FOR).timestamp()
         await self.objects.collect(keep, unused_since=before)
@@ -189,6 +196,7 @@ class Stores:
     enrolments: SqliteEnrolments
     repository: GitRepository
     commits: SqliteCommits
+    hub: SqliteHub
 
 
 async def assemble(
@@ -215,6 +223,7 @@ async def assemble(
     await roster.load()
     authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
     source = _source(settings, stores, rollouts, roster, (clock, chance, log))
+    bundles, keyring = await _bundles(settings, stores, authority, roster, clock)
 
     def operator() -> bool:
         folder, data = settings.data / "operator", str(settings.data.resolve())
@@ -231,14 +240,21 @@ async def assemble(
         if not suspicions.full():  # the first thousand say it all
             suspicions.put_nowait((subject, what))
 
+    async def changed(name: str) -> None:
+        await source.changed(name)
+        await bundles.membership(name, roster.get(name))
+
     side = Fleetside(
-        settings.organisation, roster, records, board, rollouts, signature_holds, suspect
+        settings.organisation, roster, records, board, rollouts, signature_holds, suspect, bundles
     )
     nodes, relays = NodeSync(side, waiters[0], clock), RelaySide(side, waiters[1], clock)
     board.connect(nodes, relays)
     source.connect(waiters[0], relays)
+    upkeep.bundles = bundles
+    bundles.changed = lambda: _wake(waiters)
+    desk = Desk(authority.organisation, authority, keyring, lambda: bundles.current)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
-    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log, source.changed)
+    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log, changed)
     view = View(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock,
@@ -246,14 +262,15 @@ async def assemble(
     groups = Groups(
         nodes,
         relays,
-        FleetRoutes(view, stores.enrolments, source.changed),
+        FleetRoutes(view, stores.enrolments, changed),
         RolloutRoutes(rollouts, source, journal, clock),
         CommitRoutes(source, rollouts, stores.rollouts, roster, _hooks(settings), log),
         SupplyRoutes(
             publisher, stores.objects, settings.data / "content", journal, source.look_again
         ),
-        JoinRoutes(enroller, source.changed, journal),
+        JoinRoutes(enroller, changed, journal),
         journal,
+        WorkloadRoutes(side, desk, clock),
     )
     git = GitHttp(stores.repository.directory, _may_use_git, source.pushed)
     server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
@@ -262,6 +279,32 @@ async def assemble(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
         journal, decisions,
     )  # fmt: skip
+
+
+def _wake(waiters: tuple[Waiters, Waiters]) -> None:
+    for some in waiters:
+        some.wake_all()
+
+
+async def _bundles(
+    settings: HubSettings,
+    stores: Stores,
+    authority: Authority,
+    roster: PeopleAndMachines,
+    clock: Clock,
+) -> tuple[Bundles, JwtKeyFiles]:
+    """Trust bundles as they are now, and the hub's JWT keys."""
+    keyring = JwtKeyFiles(settings.data / "pki" / "jwt", clock)
+
+    async def sign(payload: bytes) -> Signed:
+        return stores.publisher.sign_bundles(payload)
+
+    ingredients = Ingredients(authority.organisation, lambda: authority.roots, keyring, roster)
+    bundles = Bundles(stores.hub, sign, ingredients, clock)
+    await bundles.load()
+    await bundles.sign_again(stores.publisher.channels_key)
+    await bundles.refresh()
+    return bundles, keyring
 
 
 def _source(
@@ -331,6 +374,7 @@ async def _open_stores(settings: HubSettings, clock: Clock, database: Database) 
         SqliteEnrolments(database),
         repository,
         SqliteCommits(database),
+        store,
     )
 
 

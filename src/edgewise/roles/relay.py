@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -24,15 +24,17 @@ import uvloop
 
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.pki.authority import RegionalAuthority
+from edgewise.backends.pki.jwt import JwtKeyFiles
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
 from edgewise.backends.tuf.repository import FileMetadata
 from edgewise.delivery.on_relay import Cache
 from edgewise.identity.card import Card
 from edgewise.identity.names import Station
-from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
+from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew, trust
 from edgewise.identity.on_relay import RegionalEnroller
 from edgewise.identity.rotation import renew_at
+from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, behind
 from edgewise.model.quantity import parse_bytes
 from edgewise.net.client import Client, Endpoint, HttpSource
@@ -41,13 +43,14 @@ from edgewise.net.relaying import HubOverHttps, RelayRoutes, WaitingNodes
 from edgewise.net.server import Listen, Server
 from edgewise.net.tls import client_context, reload, server_context
 from edgewise.net.waiters import Waiters
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import Token
 from edgewise.rollout.on_relay import Pace, Relaying
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
-from edgewise.runtime.credentials import write_private
+from edgewise.runtime.credentials import fingerprint, write_private
 from edgewise.runtime.log import Log, StreamLog
 
 HUB_CONNECTIONS: Final = 8
@@ -89,8 +92,18 @@ class _Parts:
     relaying: Relaying
     waiters: Waiters
     enroller: RegionalEnroller
+    desk: Desk
+    keyring: JwtKeyFiles
     server: Server
     listen: Listen
+    looked: asyncio.Event
+    """Whom we trust has changed: look at our own certificates again."""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether our certificates are from a root that signs no more."""
+        roots = self.identity.credentials.root_certificates()
+        return self.card.outdated(tuple(map(fingerprint, roots)))
 
 
 async def join_hub(
@@ -130,6 +143,8 @@ async def run(settings: RelaySettings, ready: Callable[[str], None] | None = Non
     try:
         parts = _assemble(settings, database, clock, chance, log)
         await parts.relaying.open()
+        if (bundles := parts.relaying.known.trusted) is not None:
+            _trust(parts, bundles, clock, log)
         await parts.server.start(parts.listen)
         url = f"https://{parts.listen.host}:{parts.server.port}"
         log.event("relay serves", url=url, spiffe_id=parts.card.spiffe_id)
@@ -191,6 +206,8 @@ def _assemble(
         clock,
         log,
     )
+    keyring = JwtKeyFiles(identity.directory / "jwt", clock)
+    desk = Desk(authority.organisation, authority, keyring, lambda: relaying.known.trusted)
     routes = RelayRoutes(
         Station(authority.organisation, card.region),
         relaying,
@@ -199,21 +216,44 @@ def _assemble(
         content,
         enroller,
         lambda: _until(enroller),
+        desk,
+        clock,
     )
     host, port = _address(f"https://{settings.listen}" if settings.listen else place.urls[0])
     if port == 0:
         # Any port would do, but nodes have been told one.
         _, port = _address(place.urls[0])
-    return _Parts(
+    parts = _Parts(
         identity,
         card,
         client,
         relaying,
         waiters,
         enroller,
+        desk,
+        keyring,
         Server(routes.routes(), clock, chance, log),
         Listen(host, port, server_context(identity.credentials)),
+        asyncio.Event(),
     )
+    relaying.own = lambda: (
+        tuple(key.spki for key in keyring.keys(card.region)),
+        parts.card.root,
+    )
+    relaying.trusting = lambda bundles: _trust(parts, bundles, clock, log)
+    return parts
+
+
+def _trust(parts: _Parts, bundles: TrustBundles, clock: Clock, log: Log) -> None:
+    """Use new trust bundles: whom we believe, and which JWT keys nobody needs any more."""
+    domain = parts.card.id.trust_domain
+    if domain in bundles.own:
+        parts.keyring.drop(parts.card.region, frozenset(bundles.own[domain].jwt))
+    if not trust(parts.identity, bundles):
+        return
+    log.decision("other roots are trusted", because=f"trust bundles {bundles.sequence}")
+    _use_files(parts, clock)
+    parts.looked.set()
 
 
 async def _keep_identity(parts: _Parts, clock: Clock, chance: Chance, log: Log) -> None:
@@ -221,9 +261,10 @@ async def _keep_identity(parts: _Parts, clock: Clock, chance: Chance, log: Log) 
     backoff = Backoff(chance, first=timedelta(seconds=30), cap=timedelta(minutes=30))
     fraction = chance.fraction()
     while True:
+        parts.looked.clear()
         wait = renew_at(parts.card.validity, fraction) - clock.now()
-        if wait > timedelta():
-            await clock.sleep(min(wait, LONGEST_SLEEP))
+        if wait > timedelta() and not parts.outdated:
+            await _look_again(parts.looked, clock, min(wait, LONGEST_SLEEP))
             continue
         try:
             await _renew(parts, clock)
@@ -231,9 +272,21 @@ async def _keep_identity(parts: _Parts, clock: Clock, chance: Chance, log: Log) 
             log.event("certificate not renewed", "warning", because=str(error), hint=error.hint)
             await clock.sleep(backoff.next())
             continue
-        backoff.reset()
         fraction = chance.fraction()
         log.event("certificate renewed", until=parts.card.not_after)
+        if parts.outdated:  # the hub itself has not changed over yet
+            await clock.sleep(backoff.next())
+        else:
+            backoff.reset()
+
+
+async def _look_again(looked: asyncio.Event, clock: Clock, within: timedelta) -> None:
+    waits = asyncio.create_task(looked.wait()), asyncio.create_task(clock.sleep(within))
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _renew(parts: _Parts, clock: Clock) -> None:
@@ -244,11 +297,19 @@ async def _renew(parts: _Parts, clock: Clock) -> None:
         parts.card = await (rejoin if expired else renew)(parts.identity, line)
     finally:
         await line.close()
-    for context in (parts.listen.tls, parts.client.endpoint.tls):
-        if context is not None:
-            reload(context, parts.identity.credentials)
+    _use_files(parts, clock)
+
+
+def _use_files(parts: _Parts, clock: Clock) -> None:
+    """Certificates, keys and roots as they are on disk now; connections stay."""
+    credentials = parts.identity.credentials
+    if parts.listen.tls is not None:
+        reload(parts.listen.tls, credentials)
+    tls = client_context(credentials)
+    parts.client.endpoint = replace(parts.client.endpoint, tls=tls)
     parts.client.forget_connections()
-    parts.enroller.issuer = _authority(parts.identity, parts.card, clock)
+    authority = _authority(parts.identity, parts.card, clock)
+    parts.enroller.issuer = parts.desk.issuer = authority
 
 
 def _authority(identity: MachineIdentity, card: Card, clock: Clock) -> RegionalAuthority:

@@ -25,7 +25,7 @@ from edgewise.backends.files.node_store import NodeStore
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
-from edgewise.delivery.ports import Source
+from edgewise.delivery.ports import Source, Verified
 from edgewise.identity import on_agent as identity
 from edgewise.identity.on_agent import Machine, MachineIdentity
 from edgewise.identity.rotation import clock_is_wrong
@@ -122,9 +122,16 @@ class InProcessWorker:
 
     async def verify(self, reply: SyncReply) -> News:
         """See ``Crypto.verify``."""
+        bundles = 0
         async with self._source() as source:
-            checked = await self._trust().verify(reply.metadata, reply.record, source)
-        return News(checked.record, checked.channel)
+            checked = Verified(None, None, 0)
+            if reply.metadata or reply.record is not None or reply.bundles is None:
+                checked = await self._trust().verify(reply.metadata, reply.record, source)
+            if reply.bundles is not None:
+                found = await self._trust().bundles(reply.bundles, source)
+                identity.trust(self.identity, found)
+                bundles = found.sequence
+        return News(checked.record, checked.channel, bundles)
 
     async def fetch(
         self, release: str, record: NodeRecord, progress: Callable[[float], None]

@@ -6,7 +6,8 @@ Nothing here reads a clock, a disk or a socket. The laws:
    one, so that news which arrive twice or late change nothing.
 2. News wake a node only when they change what it should run, its record, or whether it may
    come at all. Everybody else learns the newest channel with its next poll.
-3. A node that the hub forgot or quarantined is refused until a later record of it comes.
+3. New trust bundles concern every node.
+4. A node that the hub forgot or quarantined is refused until a later record of it comes.
 
 TUF metadata and channels are verified before they come here (delivery.on_relay), records by
 the nodes themselves.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from edgewise.model.errors import Untrusted
 from edgewise.protocol import limits
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import channel_target
@@ -35,6 +37,9 @@ class Known:
     """The records' payloads."""
     gone: frozenset[str] = frozenset()
     cursor: int = 0
+    bundles: Signed | None = None
+    trusted: TrustBundles | None = None
+    """The bundles' payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Learnt:
     gone: frozenset[str] = frozenset()
     """The whole set as it is now."""
     cursor: int = 0
+    bundles: Signed | None = None
+    """None: they are as they were."""
 
 
 def learn(known: Known, news: RelayNews) -> tuple[Known, Learnt]:
@@ -73,18 +80,43 @@ def learn(known: Known, news: RelayNews) -> tuple[Known, Learnt]:
             continue
         nodes[name], records[name], taken[name] = record, signed, signed
     gone = (known.gone - frozenset(taken)) | frozenset(news.gone)
+    bundles, trusted = _newer_bundles(known, news.bundles)
     # The hub's word as it is: one that was restored from a backup counts from further back.
     after = replace(
-        known, channels=channels, records=records, nodes=nodes, gone=gone, cursor=news.cursor
+        known,
+        channels=channels,
+        records=records,
+        nodes=nodes,
+        gone=gone,
+        cursor=news.cursor,
+        bundles=bundles,
+        trusted=trusted,
     )
-    return after, Learnt(tuple(fresh), taken, gone, news.cursor)
+    changed = bundles if bundles is not known.bundles else None
+    return after, Learnt(tuple(fresh), taken, gone, news.cursor, changed)
+
+
+def _newer_bundles(
+    known: Known, signed: Signed | None
+) -> tuple[Signed | None, TrustBundles | None]:
+    if signed is None:
+        return known.bundles, known.trusted
+    bundles = read_bundles(signed)
+    if known.trusted is not None and bundles.sequence <= known.trusted.sequence:
+        return known.bundles, known.trusted
+    return signed, bundles
 
 
 def restored(
-    channels: Iterable[Channel], records: Mapping[str, Signed], gone: Collection[str], cursor: int
+    channels: Iterable[Channel],
+    records: Mapping[str, Signed],
+    gone: Collection[str],
+    cursor: int,
+    bundles: Signed | None = None,
 ) -> Known:
     """What a relay knew before it was restarted."""
-    known, _ = learn(Known(), RelayNews(records=dict(records), cursor=cursor))
+    news = RelayNews(records=dict(records), cursor=cursor, bundles=bundles)
+    known, _ = learn(Known(), news)
     return replace(
         known, channels={channel.fleet: channel for channel in channels}, gone=frozenset(gone)
     )
@@ -103,11 +135,20 @@ def read_record(name: str, signed: Signed) -> NodeRecord:
     return record
 
 
+def read_bundles(signed: Signed) -> TrustBundles:
+    """What the bundles say. Raises Untrusted."""
+    if signed.purpose != "bundle/1":
+        raise Untrusted(f"what came as trust bundles is a {signed.purpose}")
+    return decode(signed.payload, TrustBundles, what="trust bundles", at_most=limits.BUNDLES)
+
+
 def concerned(before: Known, after: Known, running: Mapping[str, str]) -> frozenset[str]:
     """The nodes that news concern.
 
     ``running`` is what each node said it runs; one that has not said is told in any case.
     """
+    if after.bundles is not before.bundles:
+        return frozenset(after.nodes)
     woken = set(after.gone - before.gone)
     changed = {
         fleet
@@ -150,18 +191,22 @@ class Newer:
     record: Signed | None
     fleet: str
     """The fleet whose channel it lacks; empty for none."""
+    bundles: Signed | None = None
 
 
 def newer_for(known: Known, node: str, request: SyncRequest) -> Newer | None:
     """What is new to this node, or None: then its poll is held."""
+    bundles = None
+    if known.trusted is not None and 0 <= request.bundles < known.trusted.sequence:
+        bundles = known.bundles
     record = known.nodes.get(node)
     if record is None:
-        return None
+        return Newer(None, "", bundles) if bundles is not None else None
     signed = known.records[node] if record.sequence > request.record else None
     channel = known.channels.get(record.fleet)
     lacks = channel is not None and (
         request.fleet != record.fleet or channel.sequence > request.channel
     )
-    if signed is None and not lacks:
+    if signed is None and not lacks and bundles is None:
         return None
-    return Newer(signed, record.fleet if lacks else "")
+    return Newer(signed, record.fleet if lacks else "", bundles)

@@ -22,6 +22,8 @@ class News:
 
     record: NodeRecord | None
     channel: Channel | None
+    bundles: int = 0
+    """Sequence of trust bundles that are in use now; 0 for no news of them."""
 
 
 class Line(Protocol):
@@ -104,6 +106,8 @@ class Kept(msgspec.Struct, frozen=True):
     node: Node
     record: NodeRecord | None = None
     channel: Channel | None = None
+    bundles: int = 0
+    """Sequence of the trust bundles in ``identity/bundles.json``."""
 
 
 class NodeMemory(Protocol):

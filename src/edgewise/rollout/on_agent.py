@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal, assert_never
@@ -91,6 +92,10 @@ class NodeRollout:
         self._hold = FIRST_HOLD
         self.moved = asyncio.Event()
         """Another release runs than before."""
+        self.trusting: Callable[[], None] = lambda: None
+        """Called after new trust bundles have been verified and kept."""
+        self.issuer = ""
+        """The root above the node's certificate, for the observation."""
         self._checked: int | None = None
         """Mark of the news that were checked last."""
 
@@ -355,17 +360,18 @@ class NodeRollout:
             channel=channel.sequence if channel else 0,
             fleet=channel.fleet if channel else "",
             record=record.sequence if record else 0,
+            bundles=self._kept.bundles,
         )
 
     async def _take(self, reply: SyncReply) -> None:
         self._hold = timedelta(seconds=max(1.0, min(reply.hold_s, 3600.0)))
         if reply.acknowledged:
             await self._feed(machine.Acknowledged(reply.acknowledged))
-        if reply.record is None and not reply.metadata:
+        if reply.record is None and not reply.metadata and reply.bundles is None:
             return
         async with self._taking:
             # A report that overtook the check of the same news is answered with it again.
-            mark = hash((reply.record, frozenset(reply.metadata.items())))
+            mark = hash((reply.record, frozenset(reply.metadata.items()), reply.bundles))
             if mark == self._checked:
                 return
             news = await self._parts.crypto.verify(reply)
@@ -373,10 +379,14 @@ class NodeRollout:
                 self._kept,
                 record=_newer_record(self._kept.record, news.record),
                 channel=_newer_channel(self._kept.channel, news.channel, news.record),
+                bundles=news.bundles or self._kept.bundles,
             )
             async with self._turn:
                 await self._save(msgspec.structs.replace(kept, node=self.node))
             self._checked = mark
+            if news.bundles:
+                self.trusting()
+                self.changed()
             await self._retarget()
 
     # Reporting
@@ -457,6 +467,8 @@ class NodeRollout:
             boot_id=self._about.boot_id,
             free_bytes=free,
             channel=self._kept.channel.sequence if self._kept.channel else 0,
+            bundles=self._kept.bundles,
+            issuer=self.issuer,
         )
 
 

@@ -7,12 +7,13 @@ say waits on its disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from edgewise.model.errors import EdgewiseError, Forbidden, NeedsPerson, TryLater
 from edgewise.model.names import Digest
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.report import Observation
@@ -25,7 +26,7 @@ from edgewise.protocol.sync import (
     SyncRequest,
 )
 from edgewise.rollout.fanin import Bounds, FanIn, KeptReceipt, Settled, read_receipts
-from edgewise.rollout.fanout import Known, concerned, learn, newer_for
+from edgewise.rollout.fanout import Known, Newer, concerned, learn, newer_for
 from edgewise.rollout.relay_ports import HubLine, Published, RelayMemory, Sleepers
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
@@ -69,6 +70,10 @@ class _Write:
     )
 
 
+_Shared = tuple[Mapping[str, bytes], Signed | None, datetime, bytes]
+_NOTHING: Mapping[str, bytes] = {}
+
+
 class Relaying:
     """A relay's part in rollouts. ``open`` it, then run ``follow`` and ``report`` as tasks."""
 
@@ -89,7 +94,7 @@ class Relaying:
         self._hub = hub
         self._published = published
         self._sleepers = sleepers
-        self._shared: dict[str, tuple[Mapping[str, bytes], datetime, bytes]] = {}
+        self._shared: dict[tuple[str, bool], _Shared] = {}
         self._clock = clock
         self._chance = chance
         self._log = log
@@ -105,6 +110,10 @@ class Relaying:
         self._write: _Write | None = None
         self._writing: asyncio.Task[None] | None = None
         self.contact = HubContact()
+        self.own: Callable[[], tuple[tuple[bytes, ...], str]] = lambda: ((), "")
+        """Its JWT keys, and the root above its certificate, for the hub."""
+        self.trusting: Callable[[TrustBundles], None] = lambda bundles: None
+        """Told of new trust bundles, after they are on disk."""
 
     async def open(self) -> None:
         """Take up what the disk has from before."""
@@ -206,24 +215,25 @@ class Relaying:
         newer = newer_for(self._known, node, request)
         if newer is None and not acknowledged:
             return None
-        fleet = newer.fleet if newer else ""
-        record = newer.record if newer else None
-        metadata = await self._published.bundle(fleet) if fleet else {}
-        if record is not None or acknowledged:
-            return self._encoded(record, metadata, acknowledged)
+        newer = newer or Newer(None, "")
+        fleet, bundles = newer.fleet, newer.bundles
+        metadata = await self._published.bundle(fleet) if fleet else _NOTHING
+        if newer.record is not None or acknowledged:
+            return self._encoded(newer, metadata, acknowledged)
         second = self._clock.now().replace(microsecond=0)
-        shared = self._shared.get(fleet)
-        if shared is None or shared[0] is not metadata or shared[1] != second:
-            shared = (metadata, second, self._encoded(None, metadata, 0))
-            self._shared[fleet] = shared
-        return shared[2]
+        about = fleet, bundles is not None
+        shared = self._shared.get(about)
+        same = shared is not None and shared[0] is metadata and shared[1] is bundles
+        if shared is None or not same or shared[2] != second:
+            shared = (metadata, bundles, second, self._encoded(newer, metadata, 0))
+            self._shared[about] = shared
+        return shared[3]
 
-    def _encoded(
-        self, record: Signed | None, metadata: Mapping[str, bytes], acknowledged: int
-    ) -> bytes:
+    def _encoded(self, newer: Newer, metadata: Mapping[str, bytes], acknowledged: int) -> bytes:
         hold_s = self.pace.hold.total_seconds()
         now = self._clock.now()
-        return encode(SyncReply(record, dict(metadata), acknowledged, hold_s, now))
+        reply = SyncReply(newer.record, dict(metadata), acknowledged, hold_s, now, newer.bundles)
+        return encode(reply)
 
     # From the hub
 
@@ -233,9 +243,13 @@ class Relaying:
         while True:
             begun = self._clock.monotonic()
             known = self._known
+            jwt, issuer = self.own()
             request = RelaySync(
                 {fleet: channel.sequence for fleet, channel in known.channels.items()},
                 known.cursor,
+                bundles=known.trusted.sequence if known.trusted is not None else 0,
+                jwt=jwt,
+                issuer=issuer,
             )
             try:
                 news = await self._hub.sync(request)
@@ -259,8 +273,12 @@ class Relaying:
             await self._published.offer(news.metadata)
         if after == before:
             return
+        if change.bundles is not None:
+            await self._published.check(change.bundles)
         await self._memory.learn(change)
         self._known = after
+        if change.bundles is not None and after.trusted is not None:
+            self.trusting(after.trusted)
         self._pin()
         woken = self._sleepers.wake(concerned(before, after, self._running))
         self._log.event(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from edgewise.protocol.channel import Signed
 from edgewise.protocol.sync import (
     NodeReport,
     RelayAcknowledged,
@@ -69,6 +70,9 @@ class Published(Protocol):
 
     async def offer(self, metadata: Mapping[str, bytes]) -> None:
         """Take TUF files and channels that the hub pushed; raises Untrusted."""
+
+    async def check(self, signed: Signed) -> None:
+        """Raises Untrusted unless the hub's channels key signed it."""
 
     async def bundle(self, fleet: str) -> Mapping[str, bytes]:
         """What a node of ``fleet`` would fetch next; the same object until it changes."""

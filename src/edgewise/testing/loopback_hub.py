@@ -12,9 +12,12 @@ from typing import Any, Literal
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata
 from edgewise.delivery.on_hub import Publisher
+from edgewise.identity.names import Organisation
 from edgewise.identity.ports import Enrolled
+from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Forbidden, NotFound
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
@@ -25,6 +28,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.published import Board
 from edgewise.net.routes import Peer
 from edgewise.net.server import Listen, Request, Server
@@ -174,6 +178,7 @@ class LoopbackHub:
         self.board: Board
         self.journal: Journal
         self.nodes: NodeSync
+        self.bundles: Bundles | None = None
         self.waiters: tuple[Waiters, Waiters]
 
     @classmethod
@@ -195,6 +200,7 @@ class LoopbackHub:
         memory = MemoryHub()
         hub.journal = await Journal.open(memory, clock)
         hub.records = Records(memory, hub._sign)
+        await hub._open(memory, folder)
         groups = hub._groups(objects, folder / "content", chance)
         hub.board.connect(groups.nodes, groups.relays)
         hub.nodes = groups.nodes
@@ -202,6 +208,13 @@ class LoopbackHub:
         hub.server.on_refused = hub.journal.refused
         await hub.server.start(Listen())
         return hub
+
+    async def _open(self, memory: MemoryHub, folder: Path) -> None:
+        """For hubs with more than this one has."""
+
+    def _desk(self) -> Desk:
+        nothing: Any = None  # it has no authority
+        return Desk(Organisation("acme"), nothing, nothing, lambda: None)
 
     async def _sign(self, payload: bytes) -> Signed:
         return Signed("node-record/1", payload, "k", b"s")
@@ -218,6 +231,7 @@ class LoopbackHub:
             self.rollouts,
             self._verify,
             lambda subject, what: None,
+            self.bundles,
         )
         hold = timedelta(seconds=1)
         self.waiters = Waiters(self.clock, chance, hold), Waiters(self.clock, chance, hold)
@@ -237,6 +251,7 @@ class LoopbackHub:
             SupplyRoutes(self.publisher, objects, content, self.journal, self.source.wake),
             JoinRoutes(self.joins, self._membership, self.journal),
             self.journal,
+            WorkloadRoutes(side, self._desk(), self.clock),
         )
 
     async def _membership(self, name: str) -> None:

@@ -33,6 +33,7 @@ class MemoryOfRelay:
         self.records: dict[str, Signed] = {}
         self.gone: frozenset[str] = frozenset()
         self.cursor = 0
+        self.bundles: Signed | None = None
 
     async def keep(self, heard: Sequence[NodeReport], receipts: Sequence[KeptReceipt]) -> None:
         for report in heard:
@@ -60,9 +61,10 @@ class MemoryOfRelay:
         self.records.update(change.records)
         self.gone = change.gone
         self.cursor = change.cursor
+        self.bundles = change.bundles or self.bundles
 
     async def known(self) -> Known:
-        return restored(self.channels.values(), self.records, self.gone, self.cursor)
+        return restored(self.channels.values(), self.records, self.gone, self.cursor, self.bundles)
 
 
 class ScriptedHub:
@@ -119,6 +121,10 @@ class PublishedFiles:
             raise Untrusted(f"{self.forged} is not signed by a key of its role")
         self.files.update(metadata)
         self._bundles.clear()
+
+    async def check(self, signed: Signed) -> None:
+        if signed.signature == b"forged":
+            raise Untrusted("it is not signed by a key of its role")
 
     async def bundle(self, fleet: str) -> Mapping[str, bytes]:
         if fleet not in self._bundles:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgewise.model.errors import Untrusted
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Bitmap, Channel, Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.sync import RelayNews, SyncRequest
@@ -128,3 +129,23 @@ def test_the_channel_number_of_another_fleet_says_nothing() -> None:
 
 def test_a_node_that_the_hub_has_not_told_about_yet_is_held() -> None:
     assert newer_for(Known(), "new", SyncRequest()) is None
+
+
+def trust(sequence: int) -> Signed:
+    return Signed("bundle/1", encode(TrustBundles(sequence, {})), "k", b"s")
+
+
+def test_new_trust_bundles_concern_every_node_and_older_ones_nobody() -> None:
+    before, _ = learn(Known(), news(channel(1), records={"n1": record("n1")}, cursor=1))
+    after, change = learn(before, RelayNews(cursor=1, bundles=trust(5)))
+    assert change.bundles == trust(5)
+    assert concerned(before, after, {"n1": A}) == {"n1"}
+    again, nothing = learn(after, RelayNews(cursor=1, bundles=trust(4)))
+    assert again == after
+    assert nothing.bundles is None
+    for has, given in ((0, trust(5)), (4, trust(5)), (5, None), (-1, None)):
+        request = SyncRequest(1, "shops", 1, bundles=has)
+        newer = newer_for(after, "n1", request)
+        assert (newer.bundles if newer else None) == given
+        stranger = newer_for(after, "without a record", request)
+        assert (stranger.bundles if stranger else None) == given

@@ -48,6 +48,8 @@ class Relay:
             Path("unused"),
             unused,
             lambda: None,
+            unused,
+            self.clock,
         )
 
     def poll(

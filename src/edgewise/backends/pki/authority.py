@@ -8,14 +8,11 @@ away to a safe place: everything goes on until a new region or a new regional CA
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edgewise.backends.pki.certificates import (
@@ -29,13 +26,14 @@ from edgewise.backends.pki.certificates import (
     make_regional,
     make_root,
     make_svid,
+    read_key,
     requested_key,
     validity_of,
 )
 from edgewise.identity.names import HUB, Organisation
-from edgewise.identity.ports import Issued, Issuer, RootIssuer
+from edgewise.identity.ports import Issued, Issuer, RootIssuer, WorkloadIssuer
 from edgewise.identity.rotation import renew_at
-from edgewise.model.errors import Forbidden, NeedsPerson
+from edgewise.model.errors import Forbidden, NeedsPerson, TryLater
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.codec import encode
 from edgewise.protocol.operator import OperatorContext
@@ -66,16 +64,12 @@ class FileKeys:
         """None when there is no such key. Raises NeedsPerson when it cannot be used."""
         path = self.directory / f"{name}.key"
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            data = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise NeedsPerson(
-                f"the key {path} cannot be used: {error}", hint="put it back from a backup"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise NeedsPerson(f"the key {path} is not ECDSA P-256")
-        return key
+        except OSError as error:
+            raise NeedsPerson(f"the key {path} cannot be read: {error.strerror}") from error
+        return read_key(data, str(path))
 
     def create(self, name: str) -> Key:
         """A new key; an old one of this name is replaced."""
@@ -137,6 +131,18 @@ class Authority:
             raise Forbidden(f"{identity} is no identity of {self.organisation.name}")
         hosts = Hosts.of_urls(urls)
         return make_svid(self._signer(region), identity, key, hosts, self.clock.now())
+
+    def issue_workload(
+        self, identity: SpiffeId, csr: bytes, dns: tuple[str, ...], life: timedelta
+    ) -> tuple[Issued, tuple[str, ...]]:
+        """See ``WorkloadIssuer``; the hub gives every name."""
+        key = requested_key(csr)
+        region = self.organisation.region_of(identity)
+        if region in (None, HUB) or identity.role != "app":
+            raise Forbidden(f"{identity} is no workload of {self.organisation.name}")
+        hosts = Hosts(names=Hosts.of(dns).names)
+        signer = self._signer(str(region))
+        return make_svid(signer, identity, key, hosts, self.clock.now(), life), hosts.names
 
     def issue_regional(self, region: str, csr: bytes, urls: tuple[str, ...]) -> tuple[bytes, ...]:
         key = requested_key(csr)
@@ -297,11 +303,35 @@ class RegionalAuthority:
         """Until when the relay can work without the hub."""
         return self.signer.certificate.not_valid_after_utc
 
+    def _check_alive(self) -> None:
+        if self.clock.now() >= self.not_after:
+            raise TryLater(
+                f"the CA of this relay ended at {self.not_after:%Y-%m-%d %H:%M} UTC",
+                wait=timedelta(minutes=5),
+                hint="it is renewed as soon as the relay reaches the hub; see the relay's log",
+            )
+
     def issue(self, identity: SpiffeId, csr: bytes, urls: tuple[str, ...] = ()) -> Issued:
         key = requested_key(csr)
         if identity.trust_domain != self.organisation.domain(self.region):
             raise Forbidden(f"{identity} is not of region {self.region}")
+        self._check_alive()
         return make_svid(self.signer, identity, key, Hosts.of_urls(urls), self.clock.now())
+
+    def issue_workload(
+        self, identity: SpiffeId, csr: bytes, dns: tuple[str, ...], life: timedelta
+    ) -> tuple[Issued, tuple[str, ...]]:
+        """See ``WorkloadIssuer``. Names outside the region's own domain are left out: the
+        constraints of this CA would make the certificate worthless (docs/adr/0006)."""
+        key = requested_key(csr)
+        domain = self.organisation.domain(self.region)
+        if identity.trust_domain != domain or identity.role != "app":
+            raise Forbidden(f"{identity} is no workload of region {self.region}")
+        self._check_alive()
+        now = self.clock.now()
+        names = Hosts.of(dns).names
+        inside = tuple(n for n in names if n == domain or n.endswith(f".{domain}"))
+        return make_svid(self.signer, identity, key, Hosts(inside), now, life), inside
 
 
 def _past_half(certificate: x509.Certificate, now: datetime) -> bool:
@@ -323,4 +353,10 @@ def _name_of(certificate: x509.Certificate) -> str:
 
 
 def _meets_its_port(hub: Authority, relay: RegionalAuthority) -> tuple[RootIssuer, Issuer]:
+    return hub, relay
+
+
+def _meets_another_port(
+    hub: Authority, relay: RegionalAuthority
+) -> tuple[WorkloadIssuer, WorkloadIssuer]:
     return hub, relay

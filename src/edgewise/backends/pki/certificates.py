@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.identity.ports import Issued
 from edgewise.identity.rotation import Validity
-from edgewise.model.errors import BadUsage, Untrusted
+from edgewise.model.errors import BadUsage, NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 
 CUSHION: Final = timedelta(seconds=10)
@@ -105,6 +105,19 @@ def key_pem(key: Key) -> bytes:
     )
 
 
+def read_key(pem: bytes, what: str, passphrase: bytes | None = None) -> Key:
+    """A P-256 key from PKCS#8. ``what`` names it in the NeedsPerson that is raised."""
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise NeedsPerson(
+            f"the key {what} cannot be used: {error}", hint="put it back from a backup"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise NeedsPerson(f"the key {what} is not ECDSA P-256")
+    return key
+
+
 def der(certificate: x509.Certificate) -> bytes:
     """The certificate's bytes."""
     return certificate.public_bytes(serialization.Encoding.DER)
@@ -160,7 +173,8 @@ def make_regional(
     hosts: Hosts | None,
     now: datetime,
 ) -> x509.Certificate:
-    """A CA for one trust domain: no CA below it, no other domain, no host but ``hosts``.
+    """A CA for one trust domain: no CA below it, no other domain, no host but ``hosts``
+    and those below the domain's own name (docs/adr/0006).
 
     Without the limits on host names and addresses, a stolen relay could pose as the hub
     towards programs that check those (git, curl), because they trust the same root. None
@@ -172,8 +186,8 @@ def make_regional(
     builder = _builder(subject, root.certificate.subject, key, (now - CUSHION, until))
     permitted: list[x509.GeneralName] = [x509.UniformResourceIdentifier(domain)]
     if hosts is not None:
-        # An empty list would permit everything: permit what nobody can have instead.
-        permitted += [x509.DNSName(name) for name in hosts.names or ("invalid",)]
+        permitted += [x509.DNSName(name) for name in (*hosts.names, domain)]
+        # An empty list would permit every address: permit what nobody can have instead.
         permitted += [
             x509.IPAddress(ipaddress.ip_network(a)) for a in hosts.addresses or ("0.0.0.0/32",)
         ]
@@ -190,10 +204,14 @@ def make_svid(
     key: ec.EllipticCurvePublicKey,
     hosts: Hosts,
     now: datetime,
+    life: timedelta | None = None,
 ) -> Issued:
-    """A leaf with this identity. Only hub and relay may be servers with it."""
-    until = min(now + LIFE[identity.role], signer.certificate.not_valid_after_utc)
-    serves = identity.role in ("hub", "relay")
+    """A leaf with this identity. Nodes and people may not be servers with it.
+
+    ``life``: of a workload; the others have theirs by role.
+    """
+    until = min(now + (life or LIFE[identity.role]), signer.certificate.not_valid_after_utc)
+    serves = identity.role in ("hub", "relay", "app")
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if serves:
         usages.append(ExtendedKeyUsageOID.SERVER_AUTH)

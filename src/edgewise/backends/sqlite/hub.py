@@ -1,4 +1,4 @@
-"""Node records and the audit log in the hub's SQLite file."""
+"""Node records, trust bundles and the audit log in the hub's SQLite file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TypeVar
 
 from edgewise.backends.sqlite.database import Database
 from edgewise.model.errors import Conflict
-from edgewise.net.api.ports import AuditStore, KeptRecord, RecordStore
+from edgewise.net.api.ports import AuditStore, BundleStore, KeptRecord, RecordStore
 from edgewise.protocol.api import AuditLine
+from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode, encode
 
 T = TypeVar("T")
 
 
 class SqliteHub:
-    """Two small stores on one Database."""
+    """Three small stores on one Database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -32,6 +33,35 @@ class SqliteHub:
             lambda c: c.execute("SELECT body FROM node_records ORDER BY name").fetchall()
         )
         return _read(rows, KeptRecord)
+
+    async def save_bundles(self, signed: Signed) -> None:
+        body = encode(signed)
+        await self._database.run(
+            lambda c: c.execute("INSERT OR REPLACE INTO trust_bundles VALUES (1, ?)", (body,))
+        )
+
+    async def bundles(self) -> Signed | None:
+        rows = await self._database.run(
+            lambda c: c.execute("SELECT body FROM trust_bundles").fetchall()
+        )
+        return next(iter(_read(rows, Signed)), None)
+
+    async def save_relay_keys(self, relay: str, keys: tuple[bytes, ...]) -> None:
+        def work(c: sqlite3.Connection) -> None:
+            c.execute("DELETE FROM relay_jwt_keys WHERE name = ?", (relay,))
+            if keys:
+                c.execute("INSERT INTO relay_jwt_keys VALUES (?, ?)", (relay, encode(keys)))
+
+        await self._database.run(work)
+
+    async def relay_keys(self) -> dict[str, tuple[bytes, ...]]:
+        rows = await self._database.run(
+            lambda c: c.execute("SELECT name, body FROM relay_jwt_keys").fetchall()
+        )
+        return {
+            row["name"]: decode(row["body"], tuple[bytes, ...], what="a relay's JWT keys")
+            for row in rows
+        }
 
     async def append_audit(self, line: AuditLine) -> None:
         def work(c: sqlite3.Connection) -> None:
@@ -62,5 +92,5 @@ def _read(rows: Sequence[sqlite3.Row], kind: type[T]) -> tuple[T, ...]:
     return tuple(decode(row["body"], kind, what=f"a stored {kind.__name__}") for row in rows)
 
 
-def _meets_its_ports(store: SqliteHub) -> tuple[RecordStore, AuditStore]:
-    return store, store
+def _meets_its_ports(store: SqliteHub) -> tuple[RecordStore, AuditStore, BundleStore]:
+    return store, store, store

@@ -11,6 +11,7 @@ from edgewise.backends.sqlite.database import Database
 from edgewise.identity.ports import Lineages
 from edgewise.identity.rotation import Lineage
 from edgewise.model.errors import NeedsPerson
+from edgewise.protocol import limits
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.report import Observation
@@ -117,6 +118,9 @@ class SqliteRelayMemory:
             connection.execute(
                 "INSERT OR REPLACE INTO cursor (id, value) VALUES (1, ?)", (change.cursor,)
             )
+            if change.bundles is not None:
+                body = encode(change.bundles)
+                connection.execute("INSERT OR REPLACE INTO trust_bundles VALUES (1, ?)", (body,))
 
         await self._write(write)
 
@@ -131,7 +135,14 @@ class SqliteRelayMemory:
             }
             gone = [row["node"] for row in connection.execute("SELECT node FROM gone")]
             cursor = connection.execute("SELECT value FROM cursor").fetchone()
-            return restored(channels, records, gone, cursor["value"] if cursor else 0)
+            bundles = connection.execute("SELECT body FROM trust_bundles").fetchone()
+            return restored(
+                channels,
+                records,
+                gone,
+                cursor["value"] if cursor else 0,
+                _signed(bundles["body"]) if bundles else None,
+            )
 
         return await self._database.run(read)
 
@@ -162,7 +173,7 @@ def open_relay_database(path: Path) -> Database:
 
 
 def _signed(body: bytes) -> Signed:
-    return decode(body, Signed, what="kept document")
+    return decode(body, Signed, what="kept document", at_most=2 * limits.BUNDLES)
 
 
 def _meets_its_port(memory: SqliteRelayMemory) -> tuple[RelayMemory, Lineages]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
@@ -30,6 +31,7 @@ from edgewise.delivery.on_agent import read_all
 from edgewise.delivery.ports import Source, Trust, Verified
 from edgewise.model.errors import NeedsPerson, NotFound, TryLater, Untrusted
 from edgewise.protocol import limits
+from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.content import channel_target, object_path, release_target
@@ -59,6 +61,7 @@ class _Seen(msgspec.Struct):
     """When the newest trusted timestamp was signed; never this node's own clock."""
     record: int = 0
     channels: dict[str, int] = {}
+    bundles: int = 0
 
 
 class _Absent(DownloadError):
@@ -162,6 +165,32 @@ class NodeTrust:
             raise Untrusted(f"{path} speaks of another release")
         return target.length
 
+    async def bundles(self, signed: Signed, source: Source) -> TrustBundles:
+        """See ``Trust.bundles``."""
+        async with self._alone():
+            keys = self._channels_keys()
+            if signed.key_id not in keys:
+                await self._run({}, source, False, Updater.refresh)
+                keys = self._channels_keys()
+            trust.check_signed(signed, keys, purpose="bundle/1")
+            found = decode(
+                signed.payload, TrustBundles, what="trust bundles", at_most=limits.BUNDLES
+            )
+            seen = self._seen()
+            if found.sequence < seen.bundles:
+                raise Untrusted(f"trust bundles go back from {seen.bundles} to {found.sequence}")
+            if found.sequence > seen.bundles:
+                seen.bundles = found.sequence
+                self._write("seen.json", msgspec.json.encode(seen))
+            return found
+
+    def _channels_keys(self) -> dict[str, Ed25519PublicKey]:
+        data = _read(self._directory / "targets.json")
+        if data is None:
+            return {}
+        targets = trust.parse(data, Targets, what="targets.json").signed
+        return trust.delegated_keys(targets, "channels")
+
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """One user of the directory at a time, in this process and in others.
@@ -244,10 +273,7 @@ class NodeTrust:
     ) -> NodeRecord | None:
         if message is None:
             return None
-        data = (self._directory / "targets.json").read_bytes()
-        keys = trust.delegated_keys(
-            trust.parse(data, Targets, what="targets.json").signed, "channels"
-        )
+        keys = self._channels_keys()
         if not given and message.key_id not in keys:
             return None  # the hub's key was replaced since: it will sign a new record
         trust.check_signed(message, keys, purpose="node-record/1")

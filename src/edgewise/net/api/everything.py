@@ -14,6 +14,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import NodeSync
+from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.openapi import describe
 from edgewise.net.routes import Route
 
@@ -30,6 +31,7 @@ class Groups:
     supply: SupplyRoutes
     joining: JoinRoutes
     journal: Journal
+    workloads: WorkloadRoutes
 
 
 def hub_routes(groups: Groups) -> list[Route]:
@@ -42,6 +44,7 @@ def hub_routes(groups: Groups) -> list[Route]:
         *groups.commits.routes(),
         *groups.supply.routes(),
         *groups.joining.routes(),
+        *groups.workloads.routes(),
         *groups.journal.routes(),
     ]
     return [*routes, *meta_routes(routes)]
@@ -59,5 +62,6 @@ def description() -> dict[str, Any]:
         SupplyRoutes(nothing, nothing, nothing, nothing, nothing),
         JoinRoutes(nothing, nothing, nothing),
         Journal(nothing, nothing, nothing),
+        WorkloadRoutes(nothing, nothing, nothing),
     )
     return describe(hub_routes(groups))

@@ -36,6 +36,17 @@ class RecordStore(Protocol):
     async def records(self) -> tuple[KeptRecord, ...]: ...
 
 
+class BundleStore(Protocol):
+    """Implementations: backends.sqlite.hub, testing.hub."""
+
+    async def save_bundles(self, signed: Signed) -> None: ...
+    async def bundles(self) -> Signed | None: ...
+    async def save_relay_keys(self, relay: str, keys: tuple[bytes, ...]) -> None:
+        """DER SubjectPublicKeyInfo of each JWT key; none: forget the relay."""
+
+    async def relay_keys(self) -> dict[str, tuple[bytes, ...]]: ...
+
+
 class AuditStore(Protocol):
     """An append-only list of audit lines. Implementations: backends.sqlite.audit, testing.hub."""
 

@@ -51,7 +51,7 @@ class RelaySide:
                 frozenset({"relay"}),
                 RelaySync,
                 RelayNews,
-                errors=(Forbidden,),
+                errors=(Forbidden, Untrusted),
                 also=(204,),
             ),
             Route(
@@ -72,6 +72,9 @@ class RelaySide:
         peer = call.peer.required()
         relay = admit(self._side, peer, "relay")
         self._side.evidence.observe({relay.name: (self._clock.now(), None)})
+        if self._side.bundles is not None:
+            said = call.body.bundles, call.body.issuer
+            await self._side.bundles.heard(relay, call.body.jwt, said)
         news = self._news(relay, call.body)
         if news is None:
             await self._waiters.hold(Standing(relay.name))
@@ -88,12 +91,14 @@ class RelaySide:
                 channels[fleet] = channel.sequence
                 metadata |= self._side.channels.bundle(fleet)
         records, gone, cursor = self._side.records.since(relay.region, request.records)
-        if not channels and cursor == request.records:
+        bundles = self._side.bundles_after(request.bundles)
+        if not channels and bundles is None and cursor == request.records:
             return None
-        if not channels and not records and not gone:
+        if not channels and bundles is None and not records and not gone:
             # Records of other regions moved the cursor: nothing that this relay waits for.
             return None
-        return RelayNews(metadata, channels, records, cursor, gone, self._waiters.hold_s)
+        hold_s = self._waiters.hold_s
+        return RelayNews(metadata, channels, records, cursor, gone, hold_s, bundles)
 
     async def report(self, call: Call[RelayReport]) -> RelayAcknowledged:
         """Reports of a relay's nodes. What cannot be believed is refused by name and audited,

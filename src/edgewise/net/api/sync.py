@@ -16,6 +16,7 @@ import msgspec
 from edgewise.identity.ports import Enrolled
 from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.ports import Channels, Evidence, Roster, Verify
 from edgewise.net.api.records import Records
 from edgewise.net.routes import Bytes, Call, Route
@@ -35,6 +36,9 @@ _encode = msgspec.json.Encoder().encode
 CHANNELS_REMEMBERED = 32
 """Earlier channels of a fleet that are compared with, instead of answering at once."""
 
+SHARED = 1000
+"""Answers kept for those who ask the same within a second."""
+
 Suspicion = Callable[[str, str], Any]
 """(subject, what): a line for the audit log."""
 
@@ -50,6 +54,12 @@ class Fleetside:
     evidence: Evidence
     verify: Verify
     suspect: Suspicion
+    bundles: Bundles | None = None
+    """None: this hub tells nobody whom to trust (tests of other things)."""
+
+    def bundles_after(self, sequence: int) -> Signed | None:
+        """Trust bundles for somebody who has this one; None when there are no newer ones."""
+        return self.bundles.newer_than(sequence) if self.bundles is not None else None
 
 
 def admit(side: Fleetside, peer: SpiffeId, role: Literal["node", "relay"]) -> Enrolled:
@@ -91,7 +101,7 @@ class NodeSync:
         self._waiters = waiters
         self._clock = clock
         self._earlier: dict[str, dict[int, Targets]] = {}
-        self._shared: dict[str, tuple[int, datetime, Bytes]] = {}
+        self._shared: dict[tuple[str, str], tuple[int, datetime, Bytes]] = {}
 
     def moved(self, before: Channel | None, after: Channel) -> int:
         """A fleet's channel was published: wake whom it concerns; returns how many."""
@@ -138,6 +148,7 @@ class NodeSync:
             and request.hold_s > 0
             and (kept is None or kept[0].sequence <= request.record)
             and not self._concerned(standing, request)
+            and self._side.bundles_after(request.bundles) is None
         ):
             await self._waiters.hold(standing)
             enrolled = self._admit(call)  # it may have been forgotten meanwhile
@@ -184,21 +195,25 @@ class NodeSync:
         behind = channel is not None and (
             request.fleet != fleet or request.channel < channel.sequence
         )
+        bundles = self._side.bundles_after(request.bundles)
         if record is None and acknowledged == 0:
-            return self._shared_news(channel) if channel is not None and behind else None
+            news = channel if behind else None
+            return self._shared_news(news, bundles) if news or bundles else None
         metadata = self._side.channels.bundle(fleet) if behind else {}
-        return Bytes(
-            _encode(
-                SyncReply(record, metadata, acknowledged, self._waiters.hold_s, self._clock.now())
-            )
-        )
+        hold_s, now = self._waiters.hold_s, self._clock.now()
+        return Bytes(_encode(SyncReply(record, metadata, acknowledged, hold_s, now, bundles)))
 
-    def _shared_news(self, channel: Channel) -> Bytes:
+    def _shared_news(self, channel: Channel | None, bundles: Signed | None) -> Bytes:
         now = self._clock.now().replace(microsecond=0)
-        found = self._shared.get(channel.fleet)
-        if found is not None and found[:2] == (channel.sequence, now):
+        fleet, sequence = (channel.fleet, channel.sequence) if channel is not None else ("", 0)
+        about = fleet, bundles.signature.hex() if bundles is not None else ""
+        found = self._shared.get(about)
+        if found is not None and found[:2] == (sequence, now):
             return found[2]
-        bundle = self._side.channels.bundle(channel.fleet)
-        answer = Bytes(_encode(SyncReply(None, bundle, 0, self._waiters.hold_s, now)))
-        self._shared[channel.fleet] = (channel.sequence, now, answer)
+        metadata = self._side.channels.bundle(fleet) if channel is not None else {}
+        reply = SyncReply(None, metadata, 0, self._waiters.hold_s, now, bundles)
+        answer = Bytes(_encode(reply))
+        if len(self._shared) >= SHARED:
+            self._shared.clear()
+        self._shared[about] = (sequence, now, answer)
         return answer
