@@ -57,6 +57,12 @@ def commit_of(repo: Path, revision: str) -> str:
     return found
 
 
+def known_hub(repo: Path) -> str:
+    """What `edgewise fetch` brought last, as far as it is in the clone; else empty."""
+    known = "refs/remotes/edgewise/main"
+    return known if _git(repo, "rev-parse", "--verify", "--quiet", known) else ""
+
+
 def snapshot(repo: Path, revision: str) -> Snapshot:
     """The YAML files of one commit, read as the hub reads them."""
     from edgewise.backends.git.repository import GitRepository, Origin
@@ -101,23 +107,19 @@ class HubArtifacts(Mapping[tuple[str, str], "Artifact"]):
         from edgewise.protocol.content import Artifact
 
         target = self._targets[key]
-        data = _object(self._client, trust.target_digest(target), at_most=limits.PART)
+        data = object_of(self._client, trust.target_digest(target), at_most=limits.PART)
         if not trust.matches(target, data):
             raise Untrusted(f"the hub sent something else as artifact {' '.join(key)}")
         return decode(data, Artifact, what=target.path, at_most=limits.PART)
 
 
-def _object(client: Client, sha256: str, *, at_most: int) -> bytes:
-    import zstandard
-
+def object_of(client: Client, sha256: str, *, at_most: int) -> bytes:
+    """A small object of the hub's, checked against its name. Raises NotFound, Untrusted."""
+    from edgewise.delivery.packing import unpack
     from edgewise.protocol.content import object_path
 
     packed, _ = client.raw(f"/v1/content/{object_path(sha256)}")
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-            return reader.read(at_most + 1)
-    except zstandard.ZstdError as error:
-        raise Untrusted(f"object {sha256[:12]} cannot be unpacked: {error}") from error
+    return unpack(packed, sha256, at_most=at_most)
 
 
 def _name_of(path: str) -> tuple[str, str]:

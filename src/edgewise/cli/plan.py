@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewise.cli.session import Session, console, short, show_problems, size
-from edgewise.model.errors import BadUsage, NeedsPerson, TryLater
+from edgewise.model.errors import BadUsage, NeedsPerson, NotFound, TryLater
 
 if TYPE_CHECKING:
     from edgewise.cli.client import Client
@@ -50,19 +50,21 @@ def verb(
 
 def _local(session: Session, repo: Path, base: str, head: str) -> Plan:
     """Compile here. What is not committed takes no part; a hub is asked if there is one."""
-    from edgewise.cli.local import snapshot
+    from edgewise.cli.local import known_hub, snapshot
     from edgewise.sync.parse import ParseCache
-    from edgewise.sync.plan import plan_change, plan_refused
+    from edgewise.sync.plan import Planning, plan_refused
     from edgewise.sync.ports import CompileFailed
 
     client = _hub(session)
     inputs = _inputs(client) if client else None
+    runs = base or (_runs(client) if client else known_hub(repo))
     if inputs is None:
+        against = "" if runs else "; --base REVISION says what to compare with"
         session.note(
-            "no hub was asked: whether artifacts are published was not checked, "
-            "and nodes that are not in the repo are left out"
+            "no hub was asked: whether artifacts are published was not checked, nodes that "
+            f"are not in the repo are left out (by pruneProtection as well), trees count "
+            f"whole{against}"
         )
-    runs = base or (_runs(client) if client else "")
     cache = ParseCache()
     before = _compile(snapshot(repo, runs), inputs, cache, None) if runs else None
     if isinstance(before, CompileFailed):
@@ -71,7 +73,8 @@ def _local(session: Session, repo: Path, base: str, head: str) -> Plan:
     after = _compile(now, inputs, cache, before)
     if isinstance(after, CompileFailed):
         return plan_refused(before.revision if before else "", now.revision, after.problems)
-    return plan_change(before, after)
+    planning = Planning(before, after)
+    return planning.plan(_contents(client, planning.trees) if client else {})
 
 
 def _hub(session: Session) -> Client | None:
@@ -113,6 +116,22 @@ def _inputs(client: Client) -> Inputs:
     return Inputs(HubArtifacts(client, targets), joined, builds.trust)
 
 
+def _contents(client: Client, trees: frozenset[str]) -> dict[str, dict[str, int]]:
+    """What is in the trees that the hub has, so that only what is new is counted."""
+    from edgewise.cli.local import object_of
+    from edgewise.delivery.contents import objects_of_tree
+    from edgewise.protocol import limits
+
+    found: dict[str, dict[str, int]] = {}
+    for sha256 in sorted(trees):
+        try:
+            data = object_of(client, sha256, at_most=limits.TREE)
+        except NotFound:
+            continue
+        found[sha256] = objects_of_tree(sha256, data)
+    return found
+
+
 def _runs(client: Client) -> str:
     """The commit that the fleets follow; empty before the first."""
     from edgewise.protocol.api import HubStatus
@@ -128,7 +147,7 @@ def _compile(
 
     try:
         if inputs is None:
-            return check_workspace(commit, None, cache)
+            return check_workspace(commit, None, cache, before)
         return compile_workspace(commit, inputs, cache, before)
     except CompileFailed as failed:
         return failed

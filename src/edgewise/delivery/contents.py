@@ -55,5 +55,12 @@ def named_by_tree(content: bytes) -> Named:
     return Named(files=frozenset(e.sha256 for e in tree.entries if e.kind == "file"))
 
 
+def objects_of_tree(sha256: str, content: bytes) -> dict[str, int]:
+    """Digest and bytes of everything that a node fetches for a tree, its manifest included."""
+    tree = decode(content, Tree, what="tree", at_most=limits.TREE)
+    files = {e.sha256: e.size for e in tree.entries if e.kind == "file"}
+    return {sha256: len(content), **files}
+
+
 def _trees(trees: dict[str, TreeRef]) -> frozenset[str]:
     return frozenset(ref.sha256 for ref in trees.values())

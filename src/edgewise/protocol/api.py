@@ -400,7 +400,7 @@ class FileChange(msgspec.Struct, frozen=True):
     diff: str
     """Unified diff of the part's text, at most 20,000 characters."""
     bytes: int
-    """Estimated bytes to each such node."""
+    """Bytes, before compression, to each such node: objects that it has already do not count."""
 
 
 class StagePlan(msgspec.Struct, frozen=True):

@@ -322,6 +322,7 @@ def _source(
         stores.commits,
         CommitSignatures(repository),
         lambda compiled: unsigned_of(publisher, compiled),
+        publisher.contents,
     )
     return FleetSource(
         Parts(

@@ -54,11 +54,14 @@ def compile_workspace(
 
 
 def check_workspace(
-    snapshot: Snapshot, artifacts: Mapping[tuple[str, str], Artifact] | None, cache: ParseCache
+    snapshot: Snapshot,
+    artifacts: Mapping[tuple[str, str], Artifact] | None,
+    cache: ParseCache,
+    previous: Compiled | None = None,
 ) -> Compiled:
     """As ``compile_workspace`` for the repo alone; without a list of artifacts, whether they
     are published is not checked. Raises CompileFailed."""
-    return _Compile(snapshot, (), artifacts, cache).run(None, "hub")
+    return _Compile(snapshot, (), artifacts, cache).run(previous, "hub")
 
 
 Trust = Literal["hub", "builder"]

@@ -7,7 +7,7 @@ made again from its commit, which gives the same digests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from edgewise.model.errors import EdgewiseError, NotFound, Untrusted
@@ -22,7 +22,7 @@ from edgewise.protocol.api import (
 from edgewise.runtime.clock import Clock
 from edgewise.sync.compile import compile_workspace
 from edgewise.sync.parse import ROOT, ParseCache
-from edgewise.sync.plan import plan_change, plan_refused
+from edgewise.sync.plan import Contents, Planning, plan_refused
 from edgewise.sync.ports import (
     CommitCheck,
     CommitSeen,
@@ -73,6 +73,10 @@ class Awaiting:
 Outcome = Compiled | Held | Awaiting | Rejected | Unchanged
 
 
+async def _unknown(trees: Iterable[str]) -> Contents:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """Where a follower reads from and writes to."""
@@ -85,6 +89,8 @@ class Sources:
     """None: commits are not checked (`edgewise plan` on a laptop)."""
     unsigned: Callable[[Compiled], tuple[str, ...]] = lambda compiled: ()
     """Fleets whose release a builder has to sign first and has not; asked again at each look."""
+    contents: Callable[[Iterable[str]], Awaitable[Contents]] = _unknown
+    """What is in trees, for the bytes of a plan; those that it leaves out count whole."""
 
 
 class SourceFollower:
@@ -179,7 +185,9 @@ class SourceFollower:
             except CompileFailed as failed:
                 base_name = before.revision if before else ""
                 return plan_refused(base_name, head.revision, failed.problems)
-            return await asyncio.to_thread(plan_change, before, after)
+        planning = await asyncio.to_thread(Planning, before, after)
+        contents = await self._sources.contents(planning.trees)
+        return await asyncio.to_thread(planning.plan, contents)
 
     def status(self) -> SourceStatus:
         """Where the repo stands, in kstatus conditions."""

@@ -30,6 +30,8 @@ CHANGES: Final = 20
 """Different diffs that are shown of one part."""
 MEMBERS: Final = 50
 """Names that are shown of one stage."""
+TREES_READ: Final = 200
+"""Manifests that are read for one plan; further trees count whole."""
 MOVING: Final = 200
 """Names that are shown of nodes that join or leave a fleet."""
 
@@ -37,19 +39,51 @@ Choice = tuple[tuple[str, str, str], ...]
 """(kind, name, digest) of what one node runs."""
 
 
-def plan_change(before: Compiled | None, after: Compiled) -> Plan:
-    """From one compiled commit to another; ``before`` is None when nothing runs yet."""
-    was = _Fleets(before.fleets if before else {})
-    now = _Fleets(after.fleets)
-    names = sorted({*was.fleets, *now.fleets})
-    return Plan(
-        base=before.revision if before else "",
-        head=after.revision,
-        fleets=tuple(_fleet(name, was, now) for name in names),
-        not_acted_on=after.not_acted_on,
-        held=after.held,
-        warnings=after.warnings,
-    )
+Contents = Mapping[str, Mapping[str, int]]
+"""Tree to the objects that it takes: digest and bytes of its manifest and of every file."""
+
+
+class Planning:
+    """From one compiled commit to another; ``before`` is None when nothing runs yet.
+
+    First say which trees matter, so that the caller can look into them, then plan.
+    """
+
+    def __init__(self, before: Compiled | None, after: Compiled) -> None:
+        self._before, self._after = before, after
+        self._was = _Fleets(before.fleets if before else {})
+        self._now = _Fleets(after.fleets)
+        self._pairs = {name: _pairs(name, self._was, self._now) for name in self._now.fleets}
+
+    @property
+    def trees(self) -> frozenset[str]:
+        """Those that nodes whose choice changes have or will have, at most ``TREES_READ``."""
+        found: set[str] = set()
+        for pairs in self._pairs.values():
+            for nodes in pairs.values():
+                for fleets in (self._was, self._now):
+                    for tree in fleets.trees_of(nodes[0]):
+                        found.add(tree.sha256)
+        return frozenset(sorted(found)[:TREES_READ])
+
+    def plan(self, contents: Contents) -> Plan:
+        """What changes. A tree that ``contents`` does not know counts whole."""
+        before, after = self._before, self._after
+        weights = _Weights(self._was, self._now, contents)
+        names = sorted({*self._was.fleets, *self._now.fleets})
+        return Plan(
+            base=before.revision if before else "",
+            head=after.revision,
+            fleets=tuple(_fleet(name, self._pairs.get(name, {}), weights) for name in names),
+            not_acted_on=after.not_acted_on,
+            held=after.held,
+            warnings=after.warnings,
+        )
+
+
+def plan_change(before: Compiled | None, after: Compiled, contents: Contents | None = None) -> Plan:
+    """``Planning`` for callers who know the contents, or do without."""
+    return Planning(before, after).plan(contents or {})
 
 
 def plan_refused(base: str, head: str, problems: Sequence[SourceProblem]) -> Plan:
@@ -81,10 +115,76 @@ class _Fleets:
             self._choices[key] = self._releases[fleet.name].selection(node, member.labels)
         return self._choices[key]
 
+    def trees_of(self, node: str, platform: str = "") -> list[TreeRef]:
+        """The trees of what a node runs: for its platform, or all when it has none."""
+        fleet = self.fleet_of.get(node)
+        if fleet is None:
+            return []
+        parts = [self.part(fleet, digest) for _, _, digest in self.choice(node)]
+        return [tree for part in parts for tree in _trees(part, platform)]
+
+    def platform(self, node: str) -> str:
+        """As ``linux/arm64``; empty when nobody has said it."""
+        fleet = self.fleet_of.get(node)
+        label = fleet.members[node].labels.get(PLATFORM_LABEL, "") if fleet else ""
+        return label.replace("-", "/")
+
     def part(self, fleet: CompiledFleet, digest: str) -> Part:
         if digest not in self._parts:
             self._parts[digest] = msgspec.json.decode(fleet.documents[digest], type=Part)
         return self._parts[digest]
+
+
+def _trees(part: Part, platform: str) -> list[TreeRef]:
+    if not isinstance(part, ProcessApp):
+        return []
+    trees = part.trees
+    return [trees[platform]] if platform in trees else list(trees.values())
+
+
+class _Weights:
+    """What travels: objects that a node has already, in any part, do not."""
+
+    def __init__(self, was: _Fleets, now: _Fleets, contents: Contents) -> None:
+        self.was, self.now = was, now
+        self._contents = contents
+        self._sets: dict[tuple[frozenset[str], frozenset[str]], int] = {}
+
+    def of_part(self, node: str, digest: str, platform: str) -> int:
+        """Bytes of one part to a node like this one."""
+        fleet = self.now.fleet_of[node]
+        had = frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
+        part = self.now.part(fleet, digest)
+        return len(fleet.documents[digest]) + self._trees(had, _trees(part, platform), platform)
+
+    def of_node(self, node: str, platform: str) -> int:
+        """Bytes of everything that is new to a node like this one."""
+        fleet = self.now.fleet_of[node]
+        old = {digest for _, _, digest in self.was.choice(node)}
+        new = {digest for _, _, digest in self.now.choice(node)} - old
+        had = frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
+        trees = [t for digest in new for t in _trees(self.now.part(fleet, digest), platform)]
+        documents = sum(len(fleet.documents[digest]) for digest in new)
+        return documents + self._trees(had, trees, platform)
+
+    def _trees(self, had: frozenset[str], trees: list[TreeRef], platform: str) -> int:
+        """Without a platform nobody knows which one is taken: the dearest."""
+        fresh = {tree.sha256: tree for tree in trees if tree.sha256 not in had}
+        if not platform:
+            return max((self._set(had, (tree,)) for tree in fresh.values()), default=0)
+        return self._set(had, tuple(fresh.values()))
+
+    def _set(self, had: frozenset[str], trees: tuple[TreeRef, ...]) -> int:
+        if not trees:
+            return 0
+        key = (had, frozenset(tree.sha256 for tree in trees))
+        if key not in self._sets:
+            here = {one for tree in had for one in self._contents.get(tree, ())}
+            new: dict[str, int] = {}
+            for tree in trees:
+                new |= self._contents.get(tree.sha256) or {tree.sha256: tree.size}
+            self._sets[key] = sum(size for one, size in new.items() if one not in here)
+        return self._sets[key]
 
 
 @dataclass(slots=True)
@@ -98,21 +198,29 @@ class _Difference:
     example: str
 
 
-def _fleet(name: str, was: _Fleets, now: _Fleets) -> FleetPlan:
-    old, new = was.fleets.get(name), now.fleets.get(name)
-    before = set(old.members) if old else set()
-    after = dict(new.members) if new else {}
+def _pairs(name: str, was: _Fleets, now: _Fleets) -> dict[tuple[Choice, Choice], list[str]]:
+    """Nodes of a fleet whose choice changes, by both choices."""
     pairs: dict[tuple[Choice, Choice], list[str]] = {}
-    for node in after:
+    for node in now.fleets[name].members:
         pair = (was.choice(node), now.choice(node))
         if pair[0] != pair[1]:
             pairs.setdefault(pair, []).append(node)
+    return pairs
+
+
+def _fleet(
+    name: str, pairs: Mapping[tuple[Choice, Choice], list[str]], weights: _Weights
+) -> FleetPlan:
+    was, now = weights.was, weights.now
+    old, new = was.fleets.get(name), now.fleets.get(name)
+    before = set(old.members) if old else set()
+    after = dict(new.members) if new else {}
     differences: dict[tuple[str, str, str], _Difference] = {}
     total = 0
     for (left, right), nodes in pairs.items():
-        found = _differences(left, right)
-        total += sum(_bytes(d, nodes, was, now) for d in found)
-        for part, old_digest, new_digest in found:
+        platforms = Counter(now.platform(node) for node in nodes)
+        total += sum(weights.of_node(nodes[0], p) * count for p, count in platforms.items())
+        for part, old_digest, new_digest in _differences(left, right):
             key = (part, old_digest, new_digest)
             known = differences.setdefault(key, _Difference(*key, 0, nodes[0]))
             known.nodes += len(nodes)
@@ -123,7 +231,7 @@ def _fleet(name: str, was: _Fleets, now: _Fleets) -> FleetPlan:
         after=new.release if new else "",
         nodes=len(after),
         changed_nodes=sum(len(nodes) for nodes in pairs.values()),
-        changes=tuple(_changes(differences.values(), was, now)),
+        changes=tuple(_changes(differences.values(), weights)),
         stages=_stages(new) if new else (),
         bytes=total,
         joining=tuple(sorted(set(after) - before)[:MOVING]),
@@ -142,43 +250,7 @@ def _differences(left: Choice, right: Choice) -> list[tuple[str, str, str]]:
     ]
 
 
-def _bytes(
-    difference: tuple[str, str, str], nodes: Iterable[str], was: _Fleets, now: _Fleets
-) -> int:
-    """Bytes to all of ``nodes``, which share the difference but not the platform."""
-    platforms = Counter(
-        now.fleet_of[node].members[node].labels.get(PLATFORM_LABEL, "").replace("-", "/")
-        for node in nodes
-    )
-    example = _Difference(*difference, 0, next(iter(nodes)))
-    return sum(_cost(example, was, now, p) * count for p, count in platforms.items())
-
-
-def _cost(difference: _Difference, was: _Fleets, now: _Fleets, platform: str) -> int:
-    """Bytes to one node: the part's document, and trees that it does not have already."""
-    if not difference.after:
-        return 0
-    fleet = now.fleet_of[difference.example]
-    size = len(fleet.documents[difference.after])
-    part = now.part(fleet, difference.after)
-    if not isinstance(part, ProcessApp):
-        return size
-    had: set[str] = set()
-    if difference.before:
-        old = was.part(was.fleet_of[difference.example], difference.before)
-        if isinstance(old, ProcessApp):
-            had = {tree.sha256 for tree in old.trees.values()}
-    return size + _tree_bytes(part.trees, had, platform)
-
-
-def _tree_bytes(trees: Mapping[str, TreeRef], had: set[str], platform: str) -> int:
-    wanted = [trees[platform]] if platform in trees else list(trees.values())
-    return max((tree.size for tree in wanted if tree.sha256 not in had), default=0)
-
-
-def _changes(
-    differences: Iterable[_Difference], was: _Fleets, now: _Fleets
-) -> Iterable[FileChange]:
+def _changes(differences: Iterable[_Difference], weights: _Weights) -> Iterable[FileChange]:
     """One entry for each different diff; variants that differ alike are counted together."""
     by_part: dict[str, list[_Difference]] = {}
     for difference in differences:
@@ -191,7 +263,7 @@ def _changes(
             if len(shown) >= CHANGES:
                 rest += difference.nodes
                 continue
-            change = _change(difference, was, now)
+            change = _change(difference, weights)
             key = (change.kind, change.diff)
             if key in shown:
                 change = msgspec.structs.replace(
@@ -204,27 +276,25 @@ def _changes(
         if rest:
             last = listed[-1]
             note = f"# {len(listed) - CHANGES} more variants, each with a diff of its own\n"
-            change = _change(last, was, now)
+            change = _change(last, weights)
             yield msgspec.structs.replace(change, nodes=rest, diff=(note + change.diff)[:DIFF])
 
 
-def _change(difference: _Difference, was: _Fleets, now: _Fleets) -> FileChange:
-    node = difference.example
+def _change(difference: _Difference, weights: _Weights) -> FileChange:
+    was, now, node = weights.was, weights.now, difference.example
     old = was.part(was.fleet_of[node], difference.before) if difference.before else None
     new = now.part(now.fleet_of[node], difference.after) if difference.after else None
     kind: Literal["added", "removed", "changed"] = (
         "added" if old is None else "removed" if new is None else "changed"
     )
-    platform = ""
-    if new is not None:
-        platform = now.fleet_of[node].members[node].labels.get(PLATFORM_LABEL, "")
+    travels = weights.of_part(node, difference.after, now.platform(node)) if new else 0
     return FileChange(
         part=difference.part,
         kind=kind,
         nodes=difference.nodes,
         example=node,
         diff=diff_of(difference.part, old, new),
-        bytes=_cost(difference, was, now, platform.replace("-", "/")),
+        bytes=travels,
     )
 
 

@@ -122,3 +122,28 @@ def test_inside_a_clone_a_plan_is_of_that_clone(
     done = cli("plan", "-o", "json")
     assert done.code == 0, done.err
     assert done.json["fleets"][0]["nodes"] == 2
+
+
+def test_a_plan_without_a_hub_judges_prune_protection(
+    cli: Any, repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nodes = "".join(f"    - {{name: n-{i}}}\n" for i in range(10))
+    (repo / "nodes").mkdir(exist_ok=True)
+    (repo / "nodes" / "all.yaml").write_text(
+        "apiVersion: edgewise.dev/v1\nkind: NodeSet\nmetadata: {name: all}\nspec:\n"
+        "  defaults: {labels: {ring: stable}}\n  nodes:\n" + nodes
+    )
+    clone = WorkTree(repo)
+    before = clone.commit(message="ten nodes")
+    next((repo / "fleets").glob("*.yaml")).unlink()
+    clone.commit(message="clean up")
+    alone = cli("plan", str(repo), "-o", "json")
+    assert alone.code == 0, alone.err
+    assert alone.json["held"] == ""
+    assert "--base REVISION" in alone.err
+    compared = cli("plan", str(repo), "--base", before, "-o", "json")
+    assert "10 of 10 nodes would lose their fleet" in compared.json["held"]
+    clone.git("update-ref", "refs/remotes/edgewise/main", before)
+    known = cli("plan", str(repo), "-o", "json")
+    assert known.json["held"] == compared.json["held"], "what `edgewise fetch` brought is known"

@@ -4,7 +4,8 @@ import repo_of
 from repo_of import app, compiled, doc, files
 
 from edgewise.protocol.api import FileChange, Plan
-from edgewise.sync.plan import CHANGES, DIFF, plan_change
+from edgewise.protocol.content import Artifact, TreeRef
+from edgewise.sync.plan import CHANGES, DIFF, Planning, plan_change
 from edgewise.sync.ports import Compiled, JoinedNode
 from edgewise.sync.validate import check_files
 
@@ -13,6 +14,10 @@ OLD = compiled(files())
 
 def config(content: str) -> str:
     return doc("Config", "site", f"files:\n  - path: /etc/site.conf\n    content: |\n{content}")
+
+
+def artifact_of(name: str, tree: int) -> Artifact:
+    return Artifact(name, "1.0.0", {"linux/amd64": TreeRef(f"{tree:064x}", 1000, 3)})
 
 
 def changes(plan: Plan) -> tuple[FileChange, ...]:
@@ -83,6 +88,47 @@ def test_a_new_version_of_an_artifact_costs_the_new_tree() -> None:
     (change,) = changes(plan_change(OLD, compiled(files(), artifacts=new)))
     assert change.bytes > 1000
     assert "trees:" in change.diff
+
+
+def test_files_that_a_node_has_already_do_not_travel_again() -> None:
+    new = {("hello", "1.0.0"): artifact_of("hello", 7)}
+    planning = Planning(OLD, compiled(files(), artifacts=new))
+    old_tree, new_tree = f"{0:064x}", f"{7:064x}"
+    assert planning.trees == {old_tree, new_tree}
+    shared, fresh = "5" * 64, "6" * 64
+    contents = {
+        old_tree: {old_tree: 100, shared: 900},
+        new_tree: {new_tree: 120, shared: 900, fresh: 30},
+    }
+    plan = planning.plan(contents)
+    (change,) = changes(plan)
+    (fleet,) = plan.fleets
+    document = change.bytes - 150
+    assert 0 < document < 1000
+    assert fleet.bytes == 3 * change.bytes
+    assert changes(planning.plan({}))[0].bytes == document + 1000, "unknown trees count whole"
+
+
+def test_a_file_of_two_apps_travels_once() -> None:
+    two = files(
+        apps_two=app("two"),
+        fleets_pos=doc(
+            "Fleet",
+            "pos",
+            "selector: {matchLabels: {type: pos}}\n"
+            "apps: [{ref: {name: hello}}, {ref: {name: two}}]\n"
+            "configs: [{ref: {name: site}}]\n",
+        ),
+    )
+    artifacts = {
+        ("hello", "1.0.0"): artifact_of("hello", 1),
+        ("two", "1.0.0"): artifact_of("two", 2),
+    }
+    trees = {f"{n:064x}": {f"{n:064x}": 50, "5" * 64: 4000} for n in (1, 2)}
+    (fleet,) = plan_change(None, compiled(two, artifacts=artifacts), trees).fleets
+    apps = [c.bytes for c in fleet.changes if c.part.startswith("app/")]
+    assert min(apps) > 4000
+    assert 3 * 4100 < fleet.bytes < 3 * 7000
 
 
 def test_removed_parts_and_leaving_nodes_are_named() -> None:
