@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -87,14 +88,16 @@ class Cgroups:
 
     def holds(self, name: str, pid: int) -> bool:
         """Whether the process is in the app's cgroup or below it."""
-        suffix = f"/{self.parent.name}/{name}"
-        place = processes.cgroup_of(pid)
-        return place.endswith(suffix) or f"{suffix}/" in place
+        return self.name_of(pid) == name
 
     def name_of(self, pid: int) -> str | None:
-        """Which app a process belongs to."""
-        _, found, rest = processes.cgroup_of(pid).partition(f"/{self.parent.name}/")
-        return rest.split("/")[0] if found else None
+        """Which app a process belongs to.
+
+        From the top of the hierarchy on: users may make cgroups below their own with any name.
+        """
+        place = processes.cgroup_of(pid)
+        within = f"{_in_hierarchy(self.parent)}/"
+        return place.removeprefix(within).split("/")[0] if place.startswith(within) else None
 
     def populated(self, name: str) -> bool:
         """Whether anything runs in it."""
@@ -132,6 +135,17 @@ class Cgroups:
         """Remove the agent's own directory, unless an app is in it."""
         with contextlib.suppress(OSError):  # not empty, or gone already
             self.parent.rmdir()
+
+
+@cache
+def _in_hierarchy(directory: Path) -> str:
+    """A cgroup's directory as /proc/<pid>/cgroup names it to us."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        root, point = before.split()[3:5]
+        if after.split()[0] == "cgroup2" and directory.is_relative_to(point):
+            return str(Path(root) / directory.relative_to(point))
+    return str(directory)
 
 
 def _enable(place: Path, parent: Path) -> tuple[str, ...]:

@@ -283,6 +283,19 @@ class HostMachine:
             return self._cgroups.name_of(pid)
         return next((name for name in self.known() if self._is_marked(pid, name)), None)
 
+    def app_of(self, pid: int) -> str | None:
+        """Which app a process belongs to, by what it cannot choose: its cgroup or its session.
+
+        Unlike the marks in its environment, by which an app's strays are found and killed: any
+        process could claim those. One that has left the app's session is nobody's.
+        """
+        if self._cgroups is not None:
+            return self._cgroups.name_of(pid)
+        session = processes.session_of(pid)
+        found = (n for n, held in self._held.items() if held.launcher == session)
+        name = next(found, None)
+        return name if name is not None and not self._held[name].over.done() else None
+
     # What a command needs
 
     def _folder(self, name: str) -> Path:

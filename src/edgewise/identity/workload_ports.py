@@ -23,7 +23,7 @@ class Caller:
     started: int = 0
     """Clock ticks since boot (proc_pid_stat(5), field 22): tells a reused pid apart."""
     executable: str = ""
-    """Path of /proc/<pid>/exe; empty where it cannot be read."""
+    """Its program, if that very file lies at this path on the node; else empty."""
     sha256: str = ""
     """Digest of that file; empty unless a selector asks for it."""
     app: str = ""
@@ -32,6 +32,10 @@ class Caller:
     """Its systemd unit; empty for none."""
     container: str = ""
     """Its container's ID; empty for none."""
+    user: str = ""
+    """Name of ``uid``; empty unless a selector asks for it."""
+    group: str = ""
+    """Name of ``gid``; empty unless a selector asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
