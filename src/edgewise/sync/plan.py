@@ -59,11 +59,16 @@ class Planning:
     def trees(self) -> frozenset[str]:
         """Those that nodes whose choice changes have or will have, at most ``TREES_READ``."""
         found: set[str] = set()
+        done: set[tuple[Choice, Choice]] = set()
         for pairs in self._pairs.values():
-            for nodes in pairs.values():
+            for left, right in pairs:
+                apps = _apps(left), _apps(right)
+                if apps[0] == apps[1] or apps in done:
+                    continue
+                done.add(apps)
+                node = pairs[left, right][0]
                 for fleets in (self._was, self._now):
-                    for tree in fleets.trees_of(nodes[0]):
-                        found.add(tree.sha256)
+                    found.update(tree.sha256 for tree in fleets.trees_of(node))
         return frozenset(sorted(found)[:TREES_READ])
 
     def plan(self, contents: Contents) -> Plan:
@@ -120,7 +125,7 @@ class _Fleets:
         fleet = self.fleet_of.get(node)
         if fleet is None:
             return []
-        parts = [self.part(fleet, digest) for _, _, digest in self.choice(node)]
+        parts = [self.part(fleet, digest) for _, _, digest in _apps(self.choice(node))]
         return [tree for part in parts for tree in _trees(part, platform)]
 
     def platform(self, node: str) -> str:
@@ -133,6 +138,11 @@ class _Fleets:
         if digest not in self._parts:
             self._parts[digest] = msgspec.json.decode(fleet.documents[digest], type=Part)
         return self._parts[digest]
+
+
+def _apps(choice: Choice) -> Choice:
+    """Only apps have trees."""
+    return tuple(one for one in choice if one[0] == "app")
 
 
 def _trees(part: Part, platform: str) -> list[TreeRef]:
@@ -148,24 +158,38 @@ class _Weights:
     def __init__(self, was: _Fleets, now: _Fleets, contents: Contents) -> None:
         self.was, self.now = was, now
         self._contents = contents
+        self._nodes: dict[tuple[Choice, Choice, str], int] = {}
         self._sets: dict[tuple[frozenset[str], frozenset[str]], int] = {}
 
     def of_part(self, node: str, digest: str, platform: str) -> int:
         """Bytes of one part to a node like this one."""
         fleet = self.now.fleet_of[node]
-        had = frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
-        part = self.now.part(fleet, digest)
-        return len(fleet.documents[digest]) + self._trees(had, _trees(part, platform), platform)
+        trees = _trees(self.now.part(fleet, digest), platform)
+        return len(fleet.documents[digest]) + self._trees(
+            self._had(node, platform, trees), trees, platform
+        )
 
     def of_node(self, node: str, platform: str) -> int:
         """Bytes of everything that is new to a node like this one."""
         fleet = self.now.fleet_of[node]
-        old = {digest for _, _, digest in self.was.choice(node)}
-        new = {digest for _, _, digest in self.now.choice(node)} - old
-        had = frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
-        trees = [t for digest in new for t in _trees(self.now.part(fleet, digest), platform)]
-        documents = sum(len(fleet.documents[digest]) for digest in new)
-        return documents + self._trees(had, trees, platform)
+        left, right = self.was.choice(node), self.now.choice(node)
+        old = {digest for _, _, digest in left}
+        new = [one for one in right if one[2] not in old]
+        documents = sum(len(fleet.documents[digest]) for _, _, digest in new)
+        apps = _apps(tuple(new))
+        if not apps:
+            return documents
+        key = (_apps(left), apps, platform)
+        if key not in self._nodes:
+            trees = [t for _, _, d in apps for t in _trees(self.now.part(fleet, d), platform)]
+            had = self._had(node, platform, trees)
+            self._nodes[key] = self._trees(had, trees, platform)
+        return documents + self._nodes[key]
+
+    def _had(self, node: str, platform: str, wanted: list[TreeRef]) -> frozenset[str]:
+        if not wanted:
+            return frozenset()
+        return frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
 
     def _trees(self, had: frozenset[str], trees: list[TreeRef], platform: str) -> int:
         """Without a platform nobody knows which one is taken: the dearest."""
