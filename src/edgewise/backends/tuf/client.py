@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -188,7 +189,10 @@ class NodeTrust:
         data = _read(self._directory / "targets.json")
         if data is None:
             return {}
-        targets = trust.parse(data, Targets, what="targets.json").signed
+        try:
+            targets = trust.parse(data, Targets, what="targets.json").signed
+        except Untrusted:
+            return {}  # torn by a power cut: python-tuf does not sync, and fetches it again
         return trust.delegated_keys(targets, "channels")
 
     @asynccontextmanager
@@ -212,9 +216,18 @@ class NodeTrust:
                     break
             else:
                 raise TryLater(f"another check of {self._directory} has not ended yet")
+            self._sweep()
             yield
         finally:
             os.close(lock)
+
+    def _sweep(self) -> None:
+        """Files that python-tuf had not named yet when its process ended."""
+        try:
+            for left in self._directory.glob(f"{tempfile.gettempprefix()}*"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._directory) from error
 
     async def _run(
         self,
