@@ -1,4 +1,4 @@
-"""Challenges for rejoining: single-use, short-lived, and free of charge until they are used.
+"""Challenges for joining, rejoining and attesting: single-use, short-lived, free until used.
 
 A nonce carries its own expiry and a MAC, so handing out a million of them keeps nothing:
 nobody can crowd out an honest node. Only used ones are remembered, until they expire. The
@@ -33,6 +33,11 @@ class Nonces:
         expires = int((now + LIFETIME).timestamp()).to_bytes(8, "big")
         body = random[:_RANDOM] + expires
         return base64.urlsafe_b64encode(body + self._mac(body)).decode()
+
+    def secret(self, nonce: str, context: bytes) -> bytes:
+        """32 bytes that only this process can make again, for one nonce and one context."""
+        text = b"activation\0" + nonce.encode() + b"\0" + context
+        return hmac.new(self.key, text, hashlib.sha256).digest()
 
     def use(self, nonce: str, now: datetime) -> str:
         """Use it up. Returns why it is no good, or an empty text."""

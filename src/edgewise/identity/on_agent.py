@@ -1,8 +1,9 @@
 """What identity does on a node (and on a relay, which joins in the same way).
 
 Runs in the worker: it needs ``cryptography`` and ``pyrage``. Files of ``identity/``:
-``enrolment.key`` (never expires), ``age.key``, ``svid.pem``, ``svid.key``, ``roots.pem``,
-``identity.json``, ``tuf-root.json``; relays also ``ca.pem`` and ``ca.key``.
+``enrolment.key`` (never expires; ``tpm.json`` when the key is in a TPM), ``age.key``,
+``svid.pem``, ``svid.key``, ``roots.pem``, ``identity.json``, ``tuf-root.json``; relays also
+``ca.pem`` and ``ca.key``.
 
 Laws: a key is on disk before anybody hears of it; what the far end answers is checked
 against the token and our own keys before anything is replaced; nothing here is lost when
@@ -15,7 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import pyrage
 from cryptography import x509
@@ -26,13 +27,24 @@ from cryptography.x509.oid import NameOID
 from msgspec import structs
 
 from edgewise.identity import card as cards
+from edgewise.identity import tpm_node
+from edgewise.identity.attestation import attest_binding, binding, factory_bytes
 from edgewise.identity.bundles import roots_for
 from edgewise.identity.card import Card
-from edgewise.identity.ports import JoinLine
-from edgewise.identity.signatures import sign_bytes, spki_of
-from edgewise.identity.tokens import join_proof_bytes, rejoin_proof_bytes
+from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm
+from edgewise.identity.signatures import sign_bytes, sign_with, spki_of
+from edgewise.identity.tokens import join_proof_bytes, join_subject, rejoin_proof_bytes
+from edgewise.identity.tpm_node import TpmFile, TpmKey
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.protocol.attest import (
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    FactoryProof,
+    JoinChallengeRequest,
+    TpmProof,
+)
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode, encode
@@ -69,11 +81,55 @@ class Machine:
     """Relays: where nodes reach it."""
 
 
+class EnrolmentKey(Protocol):
+    """The key that never expires: in a file or in a TPM."""
+
+    @property
+    def spki(self) -> bytes:
+        """DER SubjectPublicKeyInfo."""
+
+    def sign(self, data: bytes) -> bytes:
+        """DER ECDSA over SHA-256."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileKey:
+    """``EnrolmentKey`` in a file of mode 0600."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @property
+    def spki(self) -> bytes:
+        return spki_of(self.private)
+
+    def sign(self, data: bytes) -> bytes:
+        return sign_bytes(self.private, data)
+
+
+@dataclass(frozen=True, slots=True)
+class ByTpm:
+    """Join with the enrolment key in a TPM, and its proof."""
+
+    place: str
+    unique: bytes
+    """32 unpredictable bytes, for a key that is not made yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByFactory:
+    """Join with the certificate of the factory: PEM files, the device's certificate first."""
+
+    certificates: Path
+    key: Path
+
+
 @dataclass(frozen=True, slots=True)
 class MachineIdentity:
     """The identity kept in one directory (``<state>/identity``)."""
 
     directory: Path
+    open_tpm: OpenTpm | None = None
+    """How a TPM is reached; None where there is no need: relays, tests."""
 
     @property
     def credentials(self) -> CredentialFiles:
@@ -96,9 +152,31 @@ class MachineIdentity:
         """The initial TUF root metadata. Raises NeedsPerson before the join."""
         return _read(self.directory / "tuf-root.json")
 
-    def enrolment_key(self) -> ec.EllipticCurvePrivateKey:
-        """The key that never expires; made at the first call."""
-        return _key(self.directory / "enrolment.key")
+    def enrolment_key(self) -> EnrolmentKey:
+        """The key that never expires; made at the first call, unless it is in the TPM."""
+        found = self.tpm_key()
+        return found if found is not None else FileKey(_key(self.directory / "enrolment.key"))
+
+    def tpm_key(self) -> TpmKey | None:
+        """The enrolment key in the TPM, if it is there."""
+        path = self.directory / tpm_node.FILE
+        if not path.exists():
+            return None
+        file = decode(_read(path), TpmFile, what=str(path), at_most=cards.AT_MOST)
+        return TpmKey(file, self._tpm())
+
+    def make_tpm_key(self, by: ByTpm) -> TpmKey:
+        """The enrolment key in the TPM; made at the first call."""
+        if (found := self.tpm_key()) is not None:
+            return found
+        file = tpm_node.make_key(by.place, by.unique, self._tpm())
+        write_private(self.directory / tpm_node.FILE, encode(file))
+        return TpmKey(file, self._tpm())
+
+    def _tpm(self) -> OpenTpm:
+        if self.open_tpm is None:
+            raise NeedsPerson("this machine's key is in its TPM, which cannot be reached here")
+        return self.open_tpm
 
     def age_identity(self) -> pyrage.x25519.Identity:
         """What secrets for this machine are sealed to; made at the first call."""
@@ -125,36 +203,46 @@ class MachineIdentity:
     def sign(self, purpose: Purpose, payload: bytes) -> Signed:
         """Sign with the enrolment key: receipts."""
         key = self.enrolment_key()
-        unsigned = Signed(purpose, payload, fingerprint(spki_of(key)), b"")
-        return Signed(purpose, payload, unsigned.key_id, sign_bytes(key, unsigned.signed_bytes))
+        unsigned = Signed(purpose, payload, fingerprint(key.spki), b"")
+        return Signed(purpose, payload, unsigned.key_id, key.sign(unsigned.signed_bytes))
 
 
-async def join(identity: MachineIdentity, token: Token, machine: Machine, line: JoinLine) -> Card:
+async def join(
+    identity: MachineIdentity,
+    token: Token,
+    machine: Machine,
+    line: JoinLine,
+    by: ByTpm | ByFactory | None = None,
+) -> Card:
     """Join, or repeat a join whose answer was lost.
 
+    A ``token`` without identifier only says where and whom to trust: ``by`` lets in.
     Raises what the hub says, and Untrusted for an answer that does not fit the token.
     """
-    enrolment = identity.enrolment_key()
+    enrolment = identity.make_tpm_key(by) if isinstance(by, ByTpm) else identity.enrolment_key()
     key = ec.generate_private_key(ec.SECP256R1())
     csr = _request(key, machine.name)
     ca_csr = b""
     if machine.role == "relay":
         ca_csr = _request(_key(identity.directory / "ca.key"), machine.name)
-    reply = await line.join(
-        JoinRequest(
-            token=token.identifier,
-            secret=token.secret,
-            role=machine.role,
-            name=machine.name,
-            enrolment_key=spki_of(enrolment),
-            csr=csr,
-            proof=sign_bytes(enrolment, join_proof_bytes(token.identifier, csr)),
-            age_recipient=str(identity.age_identity().to_public()),
-            ca_csr=ca_csr,
-            platform=machine.platform,
-            urls=machine.urls,
-        )
+    tpm, factory = await _proofs(identity, by, enrolment, csr, line)
+    request = JoinRequest(
+        token=token.identifier,
+        secret=token.secret,
+        role=machine.role,
+        name=machine.name,
+        enrolment_key=enrolment.spki,
+        csr=csr,
+        proof=b"",
+        age_recipient=str(identity.age_identity().to_public()),
+        ca_csr=ca_csr,
+        platform=machine.platform,
+        urls=machine.urls,
+        tpm=tpm,
+        factory=factory,
     )
+    proof = enrolment.sign(join_proof_bytes(join_subject(request), csr))
+    reply = await line.join(structs.replace(request, proof=proof))
     if token.tuf_root and hashlib.sha256(reply.tuf_root).hexdigest() != token.tuf_root:
         raise Untrusted(
             "the answer carries another TUF root than the token names",
@@ -171,6 +259,43 @@ async def join(identity: MachineIdentity, token: Token, machine: Machine, line: 
     # Last: with the certificate in place the machine counts as joined.
     identity.credentials.replace(key_pem=_pem(key), chain=reply.chain)
     return card
+
+
+async def _proofs(
+    identity: MachineIdentity,
+    by: ByTpm | ByFactory | None,
+    enrolment: EnrolmentKey,
+    csr: bytes,
+    line: JoinLine,
+) -> tuple[TpmProof | None, FactoryProof | None]:
+    """What the machine shows besides a token: a fresh challenge's answer."""
+    match by:
+        case None:
+            return None, None
+        case ByTpm():
+            made = identity.make_tpm_key(by)
+            with made.open(made.file.place) as tpm:
+                keys = tpm_node.keys_of(tpm)
+            challenge = await line.join_challenge(JoinChallengeRequest(keys))
+            bound = binding(challenge.nonce, enrolment.spki, csr)
+            return made.prove(keys, challenge, bound), None
+        case ByFactory(certificates, file):
+            chain = certificates_in(certificates)
+            nonce = (await line.join_challenge(JoinChallengeRequest())).nonce
+            proof = sign_with(_read(file), factory_bytes(nonce, enrolment.spki, csr), str(file))
+            return None, FactoryProof(nonce, chain, proof)
+
+
+async def attest(identity: MachineIdentity, line: AttestLine) -> AttestReply:
+    """Say anew what was booted. Raises NeedsPerson without a TPM, and what the hub says."""
+    key = identity.tpm_key()
+    if key is None:
+        raise NeedsPerson("this node has no TPM to attest with", hint="join it with --tpm")
+    name = identity.card().name
+    challenge = await line.attest_challenge(AttestChallengeRequest(name))
+    bound = attest_binding(challenge.nonce, name)
+    quote = tpm_node.quote(key.file.place, key.open, bound, challenge.pcrs)
+    return await line.attest(AttestRequest(name, challenge.nonce, quote))
 
 
 async def renew(identity: MachineIdentity, line: JoinLine) -> Card:
@@ -195,7 +320,7 @@ async def rejoin(identity: MachineIdentity, line: JoinLine) -> Card:
     csr = _request(key, card.name)
     nonce = (await line.challenge()).nonce
     last = _serial_of(identity)
-    proof = sign_bytes(enrolment, rejoin_proof_bytes(nonce, csr, last))
+    proof = enrolment.sign(rejoin_proof_bytes(nonce, csr, last))
     reply = await line.rejoin(RejoinRequest(card.name, nonce, csr, proof, last))
     # The hub may have moved it to another region; who the hub is never changes.
     moved = structs.replace(
@@ -244,13 +369,12 @@ def _checked(
         own, hub = SpiffeId.parse(reply.spiffe_id), SpiffeId.parse(reply.hub_id)
     except ValueError as error:
         raise Untrusted(f"the answer has a malformed identity: {error}") from error
-    if (own.role, own.name) != (machine.role, machine.name) or hub.path != "/hub":
-        raise Untrusted(f"the answer is for {own}, not for {machine.role} {machine.name}")
+    named = machine.name or own.name  # a machine that proves itself may be given its name
+    if (own.role, own.name) != (machine.role, named) or hub.path != "/hub":
+        raise Untrusted(f"the answer is for {own}, not for {machine.role} {named}")
     leaf, root = _leaf(reply.chain, key, own, roots)
     now = leaf.not_valid_before_utc
-    blank = Card(
-        str(own), str(hub), machine.role, machine.name, reply.region, reply.urls, "", now, now
-    )
+    blank = Card(str(own), str(hub), machine.role, named, reply.region, reply.urls, "", now, now)
     return _card_with(blank, leaf, root)
 
 

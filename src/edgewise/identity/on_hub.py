@@ -5,13 +5,41 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from edgewise.identity.names import Organisation
+from edgewise.identity.admission import (
+    Evidence,
+    JoinRules,
+    Place,
+    decide_device,
+    elsewhere,
+    one_name,
+    place_for,
+    token_alone,
+    with_evidence,
+)
+from edgewise.identity.attestation import (
+    Unproven,
+    attestation_key,
+    compare,
+    endorsement_key,
+    judge_factory,
+    judge_join,
+)
+from edgewise.identity.names import HUB, Organisation
 from edgewise.identity.nonces import Nonces
-from edgewise.identity.ports import Enrolled, Enrolments, Issued, Lineages, RootIssuer, TokenRecord
+from edgewise.identity.ports import (
+    Attestations,
+    Enrolled,
+    Enrolments,
+    Issued,
+    Lineages,
+    RootIssuer,
+    TokenRecord,
+)
 from edgewise.identity.quarantine import standing
+from edgewise.identity.reattestation import Attestation, passed
 from edgewise.identity.rotation import Lineage, TooOften, TwoUsers, issued, rejoined, shown
 from edgewise.identity.signatures import holds, public_key, signature_holds
 from edgewise.identity.tokens import (
@@ -21,13 +49,25 @@ from edgewise.identity.tokens import (
     checked_terms,
     decide_join,
     join_proof_bytes,
+    join_subject,
     rejoin_proof_bytes,
     secret_digest,
     secret_text,
 )
-from edgewise.model.errors import BadUsage, Conflict, Forbidden, NeedsPerson, NotFound, Untrusted
+from edgewise.identity.tpm_keys import make_credential
+from edgewise.identity.tpm_structures import Attested
+from edgewise.model.errors import (
+    BadUsage,
+    Conflict,
+    EdgewiseError,
+    Forbidden,
+    NeedsPerson,
+    NotFound,
+    Untrusted,
+)
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.api import TokenCreated, TokenLine, TokenRequest
+from edgewise.protocol.attest import FactoryProof, JoinChallenge, JoinChallengeRequest
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -45,8 +85,22 @@ from edgewise.runtime.log import Log
 __all__ = ["Enroller", "HubPlace", "Register", "signature_holds"]
 
 
-class Register(Enrolments, Lineages, Protocol):
-    """Both ports in one store, so that forgetting a name forgets all of it."""
+class Register(Enrolments, Lineages, Attestations, Protocol):
+    """All ports in one store, so that forgetting a name forgets all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A join that is let in."""
+
+    enrolled: Enrolled
+    why: str
+    token: str = ""
+    """Identifier of the token that is used up by it."""
+    repeat: bool = False
+    """Nothing changes: the same machine asked before."""
+    lineage: Lineage | None = None
+    """What it goes on from; None: a new one, or the one it has when it repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +127,8 @@ class Enroller:
     log: Log
     locked: Callable[[str], Awaitable[None]] | None = None
     """Told of a name that was quarantined because two machines use its key."""
+    rules: Callable[[], JoinRules] = JoinRules
+    """What the fleet repo says about joining now."""
     _nonces: Nonces = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -145,35 +201,144 @@ class Enroller:
         """
         check_shape(request)
         public_key(request.enrolment_key)
-        proven = join_proof_bytes(request.token, request.csr)
+        proven = join_proof_bytes(join_subject(request), request.csr)
         if not holds(request.enrolment_key, request.proof, proven):
             raise self._refused("forged-proof", request.name, via)
-        via_region = self._region(via)
-        async with self._turn:
-            token = await self.register.token(request.token)
-            holder = await self.register.get(request.name)
-            verdict = decide_join(
-                request, token, holder, now=self.clock.now(), via_region=via_region
+        try:
+            evidence, quoted = self._evidence(request)
+            async with self._turn:
+                owner = await self._owner(evidence)
+                decide = self._by_token if request.token else self._by_proof
+                verdict = await decide(request, evidence, owner, via)
+                if not isinstance(verdict, _Admitted):
+                    raise self._kept_out(verdict, request.name, via)
+                attested = self._booted(verdict.enrolled, request, quoted)
+                reply = await self._let_in(verdict, request, via)
+                if attested is not None:
+                    await self.register.keep_attestation(verdict.enrolled.name, attested)
+        except Unproven as error:
+            self.log.decision(
+                "join refused",
+                because=error.reason,
+                name=request.name,
+                via=str(via or ""),
+                what=str(error),
             )
-            if isinstance(verdict, Refused):
-                self.log.decision(
-                    "join refused", because=verdict.reason, name=request.name, via=str(via or "")
-                )
-                kind = Conflict if verdict.reason == "name-taken" else Forbidden
-                raise kind(verdict.what, hint=verdict.hint)
-            assert token is not None
-            enrolled = (
-                holder
-                if verdict.repeat and holder is not None
-                else self._enrolment(request, token, holder, via)
-            )
-            reply, made = self._reply(enrolled, request.csr, request.ca_csr, await self._urls(via))
-            if not verdict.repeat:
-                await self.register.bind(token.identifier, enrolled)
-            await self._remember(enrolled.name, Lineage() if not verdict.repeat else None, made)
-        self.log.decision(
-            "joined", because="repeat" if verdict.repeat else "token", name=request.name
+            raise
+        self.log.decision("joined", because=verdict.why, name=verdict.enrolled.name)
+        return reply
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        """A nonce for a join by proof; for a TPM also a credential. Keeps nothing.
+
+        Raises Unproven for keys that no TPM of ours has.
+        """
+        nonce = self._nonces.make(self.clock.now(), self.chance.token(16))
+        if request.tpm is None:
+            return JoinChallenge(nonce)
+        ek, ak = endorsement_key(request.tpm), attestation_key(request.tpm)
+        value = self._nonces.secret(nonce, ek.wire + ak.wire)
+        made = make_credential(ek, ak.name, value, self.chance.token(32))
+        return JoinChallenge(nonce, made.blob, made.secret, self.rules().pcrs)
+
+    def _evidence(self, request: JoinRequest) -> tuple[Evidence | None, Attested | None]:
+        """What the machine has proven, and its quote. Raises Unproven."""
+        proof = request.tpm or request.factory
+        if proof is None:
+            return None, None
+        now, rules = self.clock.now(), self.rules()
+        if why := self._nonces.use(proof.nonce, now):
+            raise Unproven("stale-challenge", f"the challenge is no good: {why}")
+        if isinstance(proof, FactoryProof):
+            return judge_factory(proof, request.enrolment_key, request.csr, rules, now), None
+        return judge_join(
+            proof,
+            request.enrolment_key,
+            request.csr,
+            expected=self._nonces.secret(proof.nonce, proof.keys.ek + proof.keys.ak),
+            rules=rules,
+            now=now,
         )
+
+    async def _owner(self, evidence: Evidence | None) -> Enrolled | None:
+        return await self.register.proven_by(evidence.identifier) if evidence else None
+
+    async def _by_token(
+        self,
+        request: JoinRequest,
+        evidence: Evidence | None,
+        owner: Enrolled | None,
+        via: SpiffeId | None,
+    ) -> _Admitted | Refused:
+        token = await self.register.token(request.token)
+        holder = await self.register.get(request.name)
+        now, region = self.clock.now(), self._region(via)
+        verdict = decide_join(request, token, holder, now=now, via_region=region)
+        if isinstance(verdict, Refused):
+            return verdict
+        assert token is not None
+        refused = token_alone(self.rules(), token, proven=evidence is not None)
+        if refused := refused or one_name(request.name, owner):
+            return refused
+        if verdict.repeat and holder is not None:
+            return _Admitted(holder, "repeat", repeat=True)
+        place = Place(request.name, token.region, token.labels)
+        enrolled = self._enrolment(request, place, evidence, holder, via)
+        return _Admitted(enrolled, "token", token=token.identifier, lineage=Lineage())
+
+    async def _by_proof(
+        self,
+        request: JoinRequest,
+        evidence: Evidence | None,
+        owner: Enrolled | None,
+        via: SpiffeId | None,
+    ) -> _Admitted | Refused:
+        assert evidence is not None
+        place = place_for(self.rules(), evidence)
+        if isinstance(place, Refused):
+            return place
+        if via is not None and self._region(via) not in (place.region, HUB):
+            return elsewhere(place, self._region(via))
+        holder = await self.register.get(place.name)
+        verdict = decide_device(
+            place, request.name, request.enrolment_key, evidence, owner=owner, holder=holder
+        )
+        if isinstance(verdict, Refused):
+            return verdict
+        if verdict.repeat and holder is not None:
+            return _Admitted(holder, "repeat", repeat=True)
+        lineage = Lineage()
+        if verdict.renewed:
+            lineage = self._counted(place.name, await self.register.lineage(place.name))
+        enrolled = self._enrolment(request, place, evidence, holder, via)
+        enrolled = replace(enrolled, method=evidence.method)
+        return _Admitted(enrolled, evidence.method, lineage=lineage)
+
+    def _kept_out(self, refused: Refused, name: str, via: SpiffeId | None) -> EdgewiseError:
+        self.log.decision("join refused", because=refused.reason, name=name, via=str(via or ""))
+        kind = Conflict if refused.reason == "name-taken" else Forbidden
+        return kind(refused.what, hint=refused.hint)
+
+    def _booted(
+        self, enrolled: Enrolled, request: JoinRequest, quoted: Attested | None
+    ) -> Attestation | None:
+        """What the first quote says of the boot. Raises Unproven."""
+        if quoted is None or request.tpm is None:
+            return None
+        quote = request.tpm.quote
+        reference = compare(quote.pcrs, self.rules().references(enrolled.labels))
+        return passed(quoted, quote, reference, self.clock.now())
+
+    async def _let_in(
+        self, admitted: _Admitted, request: JoinRequest, via: SpiffeId | None
+    ) -> JoinReply:
+        enrolled = admitted.enrolled
+        reply, made = self._reply(enrolled, request.csr, request.ca_csr, await self._urls(via))
+        if admitted.token:
+            await self.register.bind(admitted.token, enrolled)
+        elif not admitted.repeat:
+            await self.register.enrol(enrolled)
+        await self._remember(enrolled.name, admitted.lineage, made)
         return reply
 
     async def revoke_token(self, identifier: str) -> None:
@@ -204,15 +369,7 @@ class Enroller:
                     hint=f"`edgewise node release {enrolled.name}` lifts it",
                 )
             self._check_region(enrolled, via)
-            lineage = await self._shown(enrolled, request.last)
-            counted = rejoined(lineage, now)
-            if isinstance(counted, TooOften):
-                raise NeedsPerson(
-                    f"{enrolled.name} may not rejoin before {counted.until:%Y-%m-%d}: "
-                    f"{counted.what}",
-                    hint=f"look at its disk and clock, then `edgewise node forget "
-                    f"{enrolled.name}` and join it with a new token",
-                )
+            counted = self._counted(enrolled.name, await self._shown(enrolled, request.last))
             reply, made = self._reply(enrolled, request.csr, b"", await self._urls(via))
             await self._remember(enrolled.name, counted, made)
         self.log.decision("rejoined", because="enrolment key", name=request.name)
@@ -236,25 +393,37 @@ class Enroller:
             await self._remember(enrolled.name, lineage, made)
         return RenewReply(reply.chain, reply.roots, reply.ca_chain)
 
+    def _counted(self, name: str, lineage: Lineage) -> Lineage:
+        counted = rejoined(lineage, self.clock.now())
+        if isinstance(counted, TooOften):
+            raise NeedsPerson(
+                f"{name} may not rejoin before {counted.until:%Y-%m-%d}: {counted.what}",
+                hint=f"look at its disk and clock, then `edgewise node forget {name}` and join "
+                "it anew",
+            )
+        return counted
+
     def _enrolment(
         self,
         request: JoinRequest,
-        token: TokenRecord,
+        place: Place,
+        evidence: Evidence | None,
         holder: Enrolled | None,
         via: SpiffeId | None,
     ) -> Enrolled:
-        return Enrolled(
-            name=request.name,
+        fresh = Enrolled(
+            name=place.name,
             role=request.role,
-            region=token.region,
+            region=place.region,
             key=request.enrolment_key,
-            labels=token.labels,
+            labels=dict(place.labels),
             joined=holder.joined if holder else self.clock.now(),
             age_recipient=request.age_recipient,
             platform=request.platform,
             urls=request.urls,
             via=via.name if via else "",
         )
+        return with_evidence(fresh, evidence, holder)
 
     def _reply(
         self, enrolled: Enrolled, csr: bytes, ca_csr: bytes, urls: tuple[str, ...]

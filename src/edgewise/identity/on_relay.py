@@ -12,10 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgewise.identity.names import Organisation, Station, authorise
-from edgewise.identity.ports import Issuer, JoinLine, Lineages
+from edgewise.identity.ports import HubDoor, Issuer, Lineages
 from edgewise.identity.rotation import TwoUsers, issued, shown
 from edgewise.model.errors import Forbidden
 from edgewise.model.names import SpiffeId
+from edgewise.protocol.attest import (
+    AttestChallenge,
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    JoinChallenge,
+    JoinChallengeRequest,
+)
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -36,7 +44,7 @@ class RegionalEnroller:
     organisation: Organisation
     region: str
     issuer: Issuer
-    hub: JoinLine
+    hub: HubDoor
     lineages: Lineages
     gone: Callable[[str], str]
     """Why a name is refused (from ``RelayNews.gone``), or an empty text."""
@@ -51,6 +59,27 @@ class RegionalEnroller:
     async def join(self, request: JoinRequest) -> JoinReply:
         """Raises TryLater while the hub is away, and whatever the hub says."""
         return await self.hub.join(request)
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        """The hub's challenge for a proof."""
+        return await self.hub.join_challenge(request)
+
+    async def attest_challenge(
+        self, peer: SpiffeId, request: AttestChallengeRequest
+    ) -> AttestChallenge:
+        """The hub's challenge for a node of this region, quarantined or not."""
+        self._own(peer, request.node)
+        return await self.hub.attest_challenge(request)
+
+    async def attest(self, peer: SpiffeId, request: AttestRequest) -> AttestReply:
+        """Passed on: only the hub knows the key that must have signed it."""
+        self._own(peer, request.node)
+        return await self.hub.attest(request)
+
+    def _own(self, peer: SpiffeId, node: str) -> None:
+        authorise("sync", peer, Station(self.organisation, self.region))
+        if peer.name != node:
+            raise Forbidden(f"{peer} cannot attest for {node[:100]}", hint="each for itself")
 
     async def challenge(self) -> RejoinChallenge:
         """The hub's challenge."""

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from edgewise.identity.jwt_keys import JwtKey
+from edgewise.identity.reattestation import Attestation
 from edgewise.identity.rotation import Lineage
+from edgewise.identity.tpm_structures import Public
 from edgewise.model.names import SpiffeId
+from edgewise.protocol.attest import (
+    AttestChallenge,
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    JoinChallenge,
+    JoinChallengeRequest,
+)
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -39,6 +51,16 @@ class Enrolled:
     """Relay it joined through; empty: the hub."""
     quarantined: str = ""
     """Why it gets nothing more, or empty."""
+    method: Literal["token", "tpm", "factory"] = "token"
+    """What let it in."""
+    evidence: str = ""
+    """What it proved besides: ``ek:<SHA-256>``, ``idevid:<SHA-256>``, or nothing."""
+    vouched: str = ""
+    """For people: who vouches for that."""
+    serial: str = ""
+    """Of its factory certificate."""
+    ak: bytes = b""
+    """TPMT_PUBLIC of the key that it attests with; empty: it has no TPM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +101,12 @@ class Enrolments(Protocol):
         token that was revoked in between.
         """
 
+    async def enrol(self, enrolled: Enrolled) -> None:
+        """Keep an enrolment that came about without a token. Repeating it changes nothing."""
+
+    async def proven_by(self, evidence: str) -> Enrolled | None:
+        """Who has this evidence; None for an empty one."""
+
     async def forget_tokens(self, before: datetime) -> None:
         """Forget tokens that expired before this."""
 
@@ -93,6 +121,18 @@ class Lineages(Protocol):
         """An empty one for a name that is not known."""
 
     async def keep_lineage(self, name: str, lineage: Lineage) -> None: ...
+
+
+class Attestations(Protocol):
+    """What nodes' TPMs have shown. Implementations: backends.sqlite.enrolments,
+    testing.enrolments. ``Enrolments.forget`` forgets a node's."""
+
+    async def attestations(self) -> dict[str, Attestation]:
+        """All, by name."""
+
+    async def attestation(self, name: str) -> Attestation | None: ...
+    async def keep_attestation(self, name: str, attestation: Attestation) -> None:
+        """Replace what is known of one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +203,63 @@ class RootIssuer(Issuer, Protocol):
 class JoinLine(Protocol):
     """What a machine needs to reach for its identity. Implementation: net.joining."""
 
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge: ...
     async def join(self, request: JoinRequest) -> JoinReply: ...
     async def challenge(self) -> RejoinChallenge: ...
     async def rejoin(self, request: RejoinRequest) -> JoinReply: ...
     async def renew(self, request: RenewRequest) -> RenewReply: ...
+
+
+class AttestLine(Protocol):
+    """What a node with a TPM needs to reach. Implementation: net.joining."""
+
+    async def attest_challenge(self, request: AttestChallengeRequest) -> AttestChallenge: ...
+    async def attest(self, request: AttestRequest) -> AttestReply: ...
+
+
+class HubDoor(JoinLine, AttestLine, Protocol):
+    """What a relay passes on."""
+
+
+class LoadedKey(Protocol):
+    """A key inside a TPM, while it is loaded."""
+
+    @property
+    def public(self) -> Public: ...
+
+
+class Tpm(Protocol):
+    """The TPM of this machine. Implementation: host.tpm.
+
+    Every call may raise TryLater (busy, gone), Untrusted (an answer that is none) and
+    host.tpm.TpmRefused (its own refusal).
+    """
+
+    def endorsement_key(self, template: Public) -> AbstractContextManager[LoadedKey]: ...
+    def attestation_key(self, template: Public) -> AbstractContextManager[LoadedKey]: ...
+    def own_key(self, template: Public) -> AbstractContextManager[LoadedKey]: ...
+
+    def sign(self, key: Any, digest: bytes) -> bytes:
+        """TPMT_SIGNATURE over a SHA-256 digest; ``key`` is one of its own loaded keys."""
+
+    def quote(self, key: Any, extra: bytes, pcrs: Iterable[int]) -> tuple[bytes, bytes]:
+        """TPMS_ATTEST and TPMT_SIGNATURE."""
+
+    def certify(self, subject: Any, key: Any, extra: bytes) -> tuple[bytes, bytes]:
+        """TPMS_ATTEST and TPMT_SIGNATURE."""
+
+    def activate(self, key: Any, ek: Any, blob: bytes, secret: bytes) -> bytes:
+        """What a credential holds."""
+
+    def read_pcrs(self, pcrs: Iterable[int]) -> dict[int, bytes]:
+        """SHA-256 bank."""
+
+    def nv_indexes(self, among: range) -> tuple[int, ...]:
+        """Defined NV indexes."""
+
+    def read_nv(self, index: int) -> bytes:
+        """Content of an NV index."""
+
+
+OpenTpm = Callable[[str], AbstractContextManager[Tpm]]
+"""Opens a TPM by its place: ``/dev/tpmrm0``, ``unix:PATH``. Raises NeedsPerson."""

@@ -10,9 +10,9 @@ import hashlib
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from edgewise.model.errors import Untrusted
+from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.protocol.channel import Signed
 
 SPKI_BYTES = 256
@@ -46,6 +46,29 @@ def sign_bytes(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, data
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(data, ec.ECDSA(hashes.SHA256()))
     return key.sign(data)
+
+
+def sign_with(pem: bytes, data: bytes, what: str) -> bytes:
+    """A signature by a PEM private key: ECDSA or RSA PKCS#1 v1.5 with SHA-256, or ed25519.
+
+    Raises NeedsPerson, naming the file ``what``, for anything else.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise NeedsPerson(
+            f"{what} cannot be read as a private key: {error}",
+            hint="it takes PEM without a passphrase",
+        ) from error
+    match key:
+        case ec.EllipticCurvePrivateKey():
+            return key.sign(data, ec.ECDSA(hashes.SHA256()))
+        case ed25519.Ed25519PrivateKey():
+            return key.sign(data)
+        case rsa.RSAPrivateKey():
+            return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        case _:
+            raise NeedsPerson(f"{what} is a {type(key).__name__}", hint="use ECDSA, RSA or ed25519")
 
 
 def holds(spki: bytes, signature: bytes, data: bytes) -> bool:

@@ -46,6 +46,12 @@ Reason = Literal[
     "spent",
     "name-taken",
     "quarantined",
+    "token-not-allowed",
+    "tpm-required",
+    "not-listed",
+    "listed-twice",
+    "listed-as-other",
+    "bad-name",
 ]
 
 
@@ -104,6 +110,12 @@ def join_proof_bytes(token: str, csr: bytes) -> bytes:
     return b"join/1\0" + token.encode() + b"\0" + csr
 
 
+def join_subject(request: JoinRequest) -> str:
+    """What a join is by: its token, or the nonce of its proof."""
+    proof = request.tpm or request.factory
+    return request.token or (proof.nonce if proof is not None else "")
+
+
 def rejoin_proof_bytes(nonce: str, csr: bytes, last: str) -> bytes:
     """What the enrolment key signs at a rejoin."""
     return b"rejoin/1\0" + nonce.encode() + b"\0" + last.encode() + b"\0" + csr
@@ -111,7 +123,18 @@ def rejoin_proof_bytes(nonce: str, csr: bytes, last: str) -> bytes:
 
 def check_shape(request: JoinRequest) -> None:
     """Raise BadUsage for a request that no agent of ours would send."""
-    if not is_name(request.name):
+    proofs = [proof for proof in (request.tpm, request.factory) if proof is not None]
+    if len(proofs) > 1 or not (request.token or proofs):
+        raise BadUsage(
+            "a machine joins with a token, a TPM or a factory certificate",
+            hint="a token may stand beside a TPM; make one with `edgewise node token`",
+        )
+    if request.factory is not None and request.token:
+        raise BadUsage("a token and a factory certificate do not go together", hint="leave one out")
+    if request.role == "relay" and not request.token:
+        raise BadUsage("a relay joins with a token", hint="`edgewise node token --relay`")
+    unnamed = request.name == "" and not request.token  # the fleet repo names it
+    if not unnamed and not is_name(request.name):
         raise BadUsage(
             f"node name {request.name[:80]!r} is not a DNS label", hint="use a-z, 0-9 and '-'"
         )

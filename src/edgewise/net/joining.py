@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgewise.identity.card import Card
 from edgewise.identity.names import is_server
-from edgewise.identity.ports import JoinLine
+from edgewise.identity.ports import HubDoor
 from edgewise.identity.rotation import clock_is_wrong
 from edgewise.model.errors import EdgewiseError, TryLater, Untrusted
 from edgewise.net.client import Client, Endpoint
@@ -21,6 +21,14 @@ from edgewise.net.tls import (
     pinned,
     pinned_context,
     unverified_context,
+)
+from edgewise.protocol.attest import (
+    AttestChallenge,
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    JoinChallenge,
+    JoinChallengeRequest,
 )
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
@@ -41,13 +49,25 @@ REPLY = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Doorway:
-    """``JoinLine`` over HTTPS. Close it after use."""
+    """``HubDoor`` over HTTPS. Close it after use."""
 
     client: Client
 
     async def join(self, request: JoinRequest) -> JoinReply:
         answer = await self.client.request("POST", "/v1/join", encode(request), at_most=REPLY)
         return decode(answer.body, JoinReply, what="the answer to a join", at_most=REPLY)
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        answer = await self.client.request("POST", "/v1/join/challenge", encode(request))
+        return decode(answer.body, JoinChallenge, what="a challenge")
+
+    async def attest_challenge(self, request: AttestChallengeRequest) -> AttestChallenge:
+        answer = await self.client.request("POST", "/v1/attest/challenge", encode(request))
+        return decode(answer.body, AttestChallenge, what="a challenge")
+
+    async def attest(self, request: AttestRequest) -> AttestReply:
+        answer = await self.client.request("POST", "/v1/attest", encode(request))
+        return decode(answer.body, AttestReply, what="the answer to a quote")
 
     async def challenge(self) -> RejoinChallenge:
         answer = await self.client.request("POST", "/v1/rejoin/challenge", b"{}")
@@ -105,5 +125,5 @@ async def _root_of(url: str, token: Token, clock: Clock) -> tuple[bytes, ...]:
     return pinned(found.roots, token.root)
 
 
-def _meets_its_port(doorway: Doorway) -> JoinLine:
+def _meets_its_port(doorway: Doorway) -> HubDoor:
     return doorway

@@ -21,6 +21,7 @@ from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untru
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.workloads import workload_route
 from edgewise.net.client import HOLD_MARGIN_S, Client
+from edgewise.net.proving import proof_routes
 from edgewise.net.routes import (
     ANYONE,
     MEMBERS,
@@ -34,6 +35,14 @@ from edgewise.net.routes import (
 )
 from edgewise.net.waiters import Standing, Waiters
 from edgewise.protocol import limits
+from edgewise.protocol.attest import (
+    AttestChallenge,
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    JoinChallenge,
+    JoinChallengeRequest,
+)
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
     JoinReply,
@@ -79,6 +88,11 @@ class Doorkeeper(Protocol):
 
     def roots(self) -> Roots: ...
     async def join(self, request: JoinRequest) -> JoinReply: ...
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge: ...
+    async def attest_challenge(
+        self, peer: SpiffeId, request: AttestChallengeRequest
+    ) -> AttestChallenge: ...
+    async def attest(self, peer: SpiffeId, request: AttestRequest) -> AttestReply: ...
     async def challenge(self) -> RejoinChallenge: ...
     async def rejoin(self, request: RejoinRequest) -> JoinReply: ...
     async def renew(
@@ -145,6 +159,7 @@ class RelayRoutes:
                 content_type="application/octet-stream",
             ),
             _passed_on("/v1/join", "First certificate for a token", self.join, JoinRequest),
+            *proof_routes(self.join_challenge, self.attest_challenge, self.attest, NODES),
             Route(
                 "POST",
                 "/v1/rejoin/challenge",
@@ -216,6 +231,18 @@ class RelayRoutes:
     async def join(self, call: Call[JoinRequest]) -> JoinReply:
         """POST /v1/join."""
         return await self.doorkeeper.join(call.body)
+
+    async def join_challenge(self, call: Call[JoinChallengeRequest]) -> JoinChallenge:
+        """POST /v1/join/challenge."""
+        return await self.doorkeeper.join_challenge(call.body)
+
+    async def attest_challenge(self, call: Call[AttestChallengeRequest]) -> AttestChallenge:
+        """POST /v1/attest/challenge."""
+        return await self.doorkeeper.attest_challenge(call.peer.required(), call.body)
+
+    async def attest(self, call: Call[AttestRequest]) -> AttestReply:
+        """POST /v1/attest."""
+        return await self.doorkeeper.attest(call.peer.required(), call.body)
 
     async def challenge(self, call: Call[None]) -> RejoinChallenge:
         """POST /v1/rejoin/challenge."""

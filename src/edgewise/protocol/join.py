@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from edgewise.model.errors import BadUsage, Untrusted
+from edgewise.protocol.attest import FactoryProof, TpmProof
 from edgewise.protocol.codec import decode, encode
 
 _PREFIX = "ew1."
@@ -54,16 +55,18 @@ class JoinRequest(msgspec.Struct, frozen=True):
     """First contact, over TLS that only proves the hub. Repeating it is harmless."""
 
     token: str
-    """Identifier of the token."""
+    """Identifier of the token; empty for a machine that joins by its proof alone."""
     secret: str
     role: Literal["node", "relay"]
     name: str
+    """Empty, without a token: the one that the fleet repo has for this machine."""
     enrolment_key: bytes
     """DER SubjectPublicKeyInfo of the key that never expires; receipts are signed with it."""
     csr: bytes
     """DER PKCS#10 of the SVID key (for a relay: of its serving key)."""
     proof: bytes
-    """Signature by the enrolment key over ``join/1 NUL token NUL csr``."""
+    """Signature by the enrolment key over ``join/1 NUL token NUL csr``; without a token its
+    place is taken by the nonce of the proof."""
     age_recipient: str = ""
     """``age1...``: secrets for this node are sealed to it."""
     ca_csr: bytes = b""
@@ -71,6 +74,10 @@ class JoinRequest(msgspec.Struct, frozen=True):
     platform: str = ""
     urls: tuple[str, ...] = ()
     """Relays only: where nodes reach it."""
+    tpm: TpmProof | None = None
+    """Alone, or beside a token."""
+    factory: FactoryProof | None = None
+    """Alone."""
 
 
 class JoinReply(msgspec.Struct, frozen=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from edgewise.identity.ports import Enrolled, Enrolments, Lineages, TokenRecord
+from edgewise.identity.ports import Attestations, Enrolled, Enrolments, Lineages, TokenRecord
+from edgewise.identity.reattestation import Attestation
 from edgewise.identity.rotation import Lineage
 from edgewise.identity.tokens import key_digest
 from edgewise.model.errors import NotFound
@@ -18,6 +19,7 @@ class MemoryEnrolments:
         self.enrolled: dict[str, Enrolled] = {}
         self.issued_tokens: dict[str, TokenRecord] = {}
         self.lineages: dict[str, Lineage] = {}
+        self.attested: dict[str, Attestation] = {}
 
     async def get(self, name: str) -> Enrolled | None:
         return self.enrolled.get(name)
@@ -28,6 +30,7 @@ class MemoryEnrolments:
     async def forget(self, name: str) -> None:
         self.enrolled.pop(name, None)
         self.lineages.pop(name, None)
+        self.attested.pop(name, None)
 
     async def quarantine(self, name: str, reason: str) -> None:
         if name in self.enrolled:
@@ -57,6 +60,22 @@ class MemoryEnrolments:
         self.issued_tokens[identifier] = replace(token, bound=bound)
         self.enrolled[enrolled.name] = enrolled
 
+    async def enrol(self, enrolled: Enrolled) -> None:
+        self.enrolled[enrolled.name] = enrolled
+
+    async def proven_by(self, evidence: str) -> Enrolled | None:
+        everybody = self.enrolled.values()
+        return next((e for e in everybody if evidence and e.evidence == evidence), None)
+
+    async def attestations(self) -> dict[str, Attestation]:
+        return dict(self.attested)
+
+    async def attestation(self, name: str) -> Attestation | None:
+        return self.attested.get(name)
+
+    async def keep_attestation(self, name: str, attestation: Attestation) -> None:
+        self.attested[name] = attestation
+
     async def lineage(self, name: str) -> Lineage:
         return self.lineages.get(name, Lineage())
 
@@ -64,5 +83,5 @@ class MemoryEnrolments:
         self.lineages[name] = lineage
 
 
-def _meets_its_ports(store: MemoryEnrolments) -> tuple[Enrolments, Lineages]:
-    return store, store
+def _meets_its_ports(store: MemoryEnrolments) -> tuple[Enrolments, Lineages, Attestations]:
+    return store, store, store

@@ -41,6 +41,7 @@ from edgewise.protocol.api import (
     TokenLine,
     TokenRequest,
 )
+from edgewise.protocol.attest import JoinChallenge, JoinChallengeRequest
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.join import (
     JoinReply,
@@ -107,6 +108,9 @@ class FewJoins:
 
     async def join(self, request: JoinRequest, via: SpiffeId | None = None) -> JoinReply:
         raise Forbidden("this token is not known", hint="make one with `edgewise node token`")
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        raise Forbidden("nobody joins here")
 
     async def challenge(self) -> RejoinChallenge:
         return RejoinChallenge("n")

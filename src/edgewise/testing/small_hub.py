@@ -24,6 +24,7 @@ from edgewise.identity.on_agent import Machine, MachineIdentity, join
 from edgewise.model.errors import Forbidden
 from edgewise.model.names import Digest, Platform, SpiffeId
 from edgewise.net.tls import server_context
+from edgewise.protocol.attest import JoinChallenge, JoinChallengeRequest
 from edgewise.protocol.channel import Bitmap, Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.content import (
@@ -121,6 +122,9 @@ class SmallHub:
             hub_id=str(HUB),
             region="eu",
         )
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        raise Forbidden("a small hub enrols one node, once")
 
     async def challenge(self) -> RejoinChallenge:
         raise Forbidden("a small hub enrols one node, once")

@@ -11,6 +11,7 @@ from edgewise.identity.on_agent import MachineIdentity
 from edgewise.identity.on_hub import Enroller, HubPlace
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.api import TokenRequest
+from edgewise.protocol.attest import JoinChallenge, JoinChallengeRequest
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -83,6 +84,9 @@ class DirectLine:
         if self.lose:
             self.lose -= 1
             raise ConnectionResetError("the answer was lost")
+
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
+        return await self.hub.enroller.join_challenge(request)
 
     async def join(self, request: JoinRequest) -> JoinReply:
         self.sent.append(request)

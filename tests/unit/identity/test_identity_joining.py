@@ -9,7 +9,7 @@ import pytest
 from identity_of import TUF_ROOT, DirectLine, Hub
 
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
-from edgewise.identity.signatures import spki_of, verify_signed
+from edgewise.identity.signatures import verify_signed
 from edgewise.model.errors import (
     BadUsage,
     Conflict,
@@ -43,7 +43,7 @@ async def test_a_node_with_a_token_gets_its_identity_and_its_labels(hub: Hub) ->
     assert enrolled is not None
     assert enrolled.labels == {"type": "pos"}
     assert enrolled.age_recipient.startswith("age1")
-    assert enrolled.key == spki_of(identity.enrolment_key())
+    assert enrolled.key == identity.enrolment_key().spki
 
 
 async def test_a_lost_reply_burns_nothing_even_when_the_token_expires_meanwhile(hub: Hub) -> None:
@@ -151,7 +151,7 @@ async def test_a_forged_proof_is_refused_whatever_the_token(hub: Hub) -> None:
     await join(identity, token, KIOSK, line)
     sent = line.sent[0]
     assert isinstance(sent, JoinRequest)
-    other = spki_of(hub.machine("other").enrolment_key())
+    other = hub.machine("other").enrolment_key().spki
     for forged in (
         msgspec.structs.replace(sent, proof=b"x"),
         msgspec.structs.replace(sent, csr=sent.csr + b"\0"),
@@ -349,9 +349,9 @@ async def test_a_node_that_moved_to_another_region_cannot_renew_but_rejoins(hub:
 async def test_a_receipt_is_signed_by_the_enrolment_key_for_its_purpose(hub: Hub) -> None:
     identity = await joined(hub)
     signed = identity.sign("receipt/1", b"payload")
-    key = spki_of(identity.enrolment_key())
+    key = identity.enrolment_key().spki
     assert verify_signed(signed, key) == b"payload"
-    other = spki_of(hub.machine("other").enrolment_key())
+    other = hub.machine("other").enrolment_key().spki
     with pytest.raises(Untrusted):
         verify_signed(signed, other)
     for change in ({"payload": b"other"}, {"purpose": "bundle/1"}, {"signature": b""}):

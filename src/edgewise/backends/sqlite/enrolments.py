@@ -10,7 +10,8 @@ from typing import TypeVar
 import msgspec
 
 from edgewise.backends.sqlite.database import Database
-from edgewise.identity.ports import Enrolled, Enrolments, Lineages, TokenRecord
+from edgewise.identity.ports import Attestations, Enrolled, Enrolments, Lineages, TokenRecord
+from edgewise.identity.reattestation import Attestation
 from edgewise.identity.rotation import Lineage
 from edgewise.identity.tokens import key_digest
 from edgewise.model.errors import NeedsPerson, NotFound
@@ -39,6 +40,7 @@ class SqliteEnrolments:
         def work(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM enrolments WHERE name = ?", (name,))
             db.execute("DELETE FROM lineages WHERE name = ?", (name,))
+            db.execute("DELETE FROM attestations WHERE name = ?", (name,))
 
         await self._database.run(work)
 
@@ -102,6 +104,36 @@ class SqliteEnrolments:
 
         await self._database.run(work)
 
+    async def enrol(self, enrolled: Enrolled) -> None:
+        await self._database.run(lambda db: _put(db, enrolled))
+
+    async def proven_by(self, evidence: str) -> Enrolled | None:
+        def work(db: sqlite3.Connection) -> Enrolled | None:
+            row = db.execute("SELECT name FROM evidence WHERE evidence = ?", (evidence,)).fetchone()
+            return _one(db, "enrolments", row["name"], Enrolled) if row else None
+
+        return await self._database.run(work)
+
+    async def attestations(self) -> dict[str, Attestation]:
+        def work(db: sqlite3.Connection) -> dict[str, Attestation]:
+            rows = db.execute("SELECT name, body FROM attestations ORDER BY name")
+            return {row["name"]: _read(row["body"], Attestation) for row in rows}
+
+        return await self._database.run(work)
+
+    async def attestation(self, name: str) -> Attestation | None:
+        return await self._database.run(lambda db: _one(db, "attestations", name, Attestation))
+
+    async def keep_attestation(self, name: str, attestation: Attestation) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO attestations VALUES (?, ?) "
+                "ON CONFLICT DO UPDATE SET body = excluded.body",
+                (name, encode(attestation).decode()),
+            )
+
+        await self._database.run(work)
+
     async def lineage(self, name: str) -> Lineage:
         found = await self._database.run(lambda db: _one(db, "lineages", name, Lineage))
         return found or Lineage()
@@ -138,6 +170,9 @@ def _put(db: sqlite3.Connection, enrolled: Enrolled) -> None:
         "INSERT INTO enrolments VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
         (enrolled.name, encode(enrolled).decode()),
     )
+    db.execute("DELETE FROM evidence WHERE name = ?", (enrolled.name,))
+    if enrolled.evidence:
+        db.execute("INSERT INTO evidence VALUES (?, ?)", (enrolled.evidence, enrolled.name))
 
 
 def _read(body: str, kind: type[T]) -> T:
@@ -150,5 +185,5 @@ def _read(body: str, kind: type[T]) -> T:
         ) from error
 
 
-def _meets_its_ports(store: SqliteEnrolments) -> tuple[Enrolments, Lineages]:
-    return store, store
+def _meets_its_ports(store: SqliteEnrolments) -> tuple[Enrolments, Lineages, Attestations]:
+    return store, store, store

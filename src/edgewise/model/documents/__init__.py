@@ -14,6 +14,7 @@ from edgewise.model.documents.egress import EgressPolicy
 from edgewise.model.documents.fleet import Fleet
 from edgewise.model.documents.identity import WorkloadIdentity
 from edgewise.model.documents.inventory import Node, NodeSet, Workspace
+from edgewise.model.documents.joining import DeviceList
 from edgewise.model.documents.policies import (
     AccessPolicy,
     HealPolicy,
@@ -25,6 +26,7 @@ Document = (
     Workspace
     | NodeSet
     | Node
+    | DeviceList
     | Fleet
     | App
     | Config
@@ -42,6 +44,7 @@ KINDS: Final[dict[str, type[Document]]] = {
     "Workspace": Workspace,
     "NodeSet": NodeSet,
     "Node": Node,
+    "DeviceList": DeviceList,
     "Fleet": Fleet,
     "App": App,
     "Config": Config,
@@ -60,6 +63,7 @@ ACTED_ON: Final = frozenset(
         "Workspace",
         "NodeSet",
         "Node",
+        "DeviceList",
         "Fleet",
         "App",
         "Config",
@@ -77,6 +81,7 @@ __all__ = [
     "AccessPolicy",
     "App",
     "Config",
+    "DeviceList",
     "Document",
     "EgressPolicy",
     "Fleet",

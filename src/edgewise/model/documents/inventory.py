@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.documents.words import (
     LabelKey,
     LabelValue,
@@ -64,6 +65,8 @@ class WorkspaceSpec(Strict, frozen=True, kw_only=True):
     in the repo take no part in what is compiled."""
     vars: dict[VarName, VarValue] = {}
     """Variables of every fleet; a Fleet's own win. May be templates."""
+    join: JoinSpec = JoinSpec()
+    """Who may join and by which proof (docs/attestation.md)."""
 
 
 class Workspace(Strict, frozen=True, kw_only=True, tag_field="kind", tag="Workspace"):

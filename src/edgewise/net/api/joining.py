@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from edgewise.identity.attestation import Unproven
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.attesting import Attestor
 from edgewise.net.api.journal import Journal
+from edgewise.net.proving import proof_routes
 from edgewise.net.routes import ANYONE, OPERATORS, Call, Paging, Peer, Route, page
 from edgewise.protocol import limits
 from edgewise.protocol.api import Page, TokenCreated, TokenLine, TokenRequest
+from edgewise.protocol.attest import (
+    AttestChallenge,
+    AttestChallengeRequest,
+    AttestReply,
+    AttestRequest,
+    JoinChallenge,
+    JoinChallengeRequest,
+)
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -27,6 +38,7 @@ class Joins(Protocol):
     async def join(self, request: JoinRequest, via: SpiffeId | None = None) -> JoinReply:
         """``via``: the relay that passed it on."""
 
+    async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge: ...
     async def challenge(self) -> RejoinChallenge: ...
     async def rejoin(self, request: RejoinRequest, via: SpiffeId | None = None) -> JoinReply: ...
     async def renew(
@@ -47,10 +59,14 @@ class Joined(Protocol):
 class JoinRoutes:
     """Tokens for operators; join, rejoin, renew and the roots for machines."""
 
-    def __init__(self, joins: Joins, joined: Joined, journal: Journal) -> None:
+    def __init__(
+        self, joins: Joins, joined: Joined, journal: Journal, attestor: Attestor | None = None
+    ) -> None:
+        """Without an ``attestor`` no node can attest anew."""
         self._joins = joins
         self._joined = joined
         self._journal = journal
+        self._attestor = attestor
 
     def routes(self) -> list[Route]:
         """All routes of this group."""
@@ -82,7 +98,18 @@ class JoinRoutes:
                 errors=(NotFound,),
                 status=204,
             ),
-            _machine("/v1/join", "First certificate for a token", self.join, JoinRequest),
+            _machine(
+                "/v1/join",
+                "First certificate for a token, a TPM or a factory certificate",
+                self.join,
+                JoinRequest,
+            ),
+            *proof_routes(
+                self.join_challenge,
+                self.attest_challenge,
+                self.attest,
+                frozenset({"node", "relay"}),
+            ),
             Route(
                 "POST",
                 "/v1/rejoin/challenge",
@@ -138,11 +165,45 @@ class JoinRoutes:
 
     async def join(self, call: Call[JoinRequest]) -> JoinReply:
         """POST /v1/join."""
-        reply = await self._joins.join(call.body, _via(call.peer))
-        subject = f"{call.body.role}/{call.body.name}"
-        await self._journal.note(call.peer, "join", subject, f"token {call.body.token}")
-        await self._joined(call.body.name)
+        request = call.body
+        try:
+            reply = await self._joins.join(request, _via(call.peer))
+        except Unproven as error:
+            # By reason, not by name: whoever knocks chooses names, and could fill the disk.
+            await self._journal.note_once(call.peer, "join.refused", error.reason, str(error))
+            raise
+        name = SpiffeId.parse(reply.spiffe_id).name
+        how = " and ".join(
+            said
+            for said, given in (
+                (f"token {request.token}", request.token),
+                ("its TPM", request.tpm),
+                ("its factory certificate", request.factory),
+            )
+            if given
+        )
+        await self._journal.note(call.peer, "join", f"{request.role}/{name}", how)
+        if self._attestor is not None and request.tpm is not None:
+            await self._attestor.joined(name)
+        await self._joined(name)
         return reply
+
+    async def join_challenge(self, call: Call[JoinChallengeRequest]) -> JoinChallenge:
+        """POST /v1/join/challenge."""
+        return await self._joins.join_challenge(call.body)
+
+    async def attest_challenge(self, call: Call[AttestChallengeRequest]) -> AttestChallenge:
+        """POST /v1/attest/challenge."""
+        return await self._asked().challenge(call)
+
+    async def attest(self, call: Call[AttestRequest]) -> AttestReply:
+        """POST /v1/attest."""
+        return await self._asked().attest(call)
+
+    def _asked(self) -> Attestor:
+        if self._attestor is None:
+            raise NotFound("this hub takes no quotes", hint="ask the organisation's own hub")
+        return self._attestor
 
     async def challenge(self, call: Call[None]) -> RejoinChallenge:
         """POST /v1/rejoin/challenge."""
