@@ -10,6 +10,7 @@ list:
 	@echo "make test        checks and fast tests (what .ci/run calls)"
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
+	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, rollout_step"
 
@@ -20,6 +21,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(VENV)/installed
 
+.PHONY: tools
+tools:
+	@./scripts/tools
+
 .PHONY: check
 check: setup
 	$(BIN)/ruff format --check src tests bench
@@ -28,11 +33,11 @@ check: setup
 	$(BIN)/lint-imports
 
 .PHONY: test
-test: check
+test: check tools
 	$(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-slow
-test-slow: setup
+test-slow: setup tools
 	$(BIN)/python -m pytest -m slow --timeout 600
 
 .PHONY: demo

@@ -35,6 +35,7 @@ from edgewise.model.errors import TryLater
 from edgewise.protocol.channel import NodeRecord
 from edgewise.protocol.installed import Installed
 from edgewise.protocol.sync import SyncReply
+from edgewise.protocol.tasks import JoinTask
 from edgewise.roles.agent import Upstream
 from edgewise.roles.worker import InProcessWorker, this_platform
 from edgewise.rollout.node_ports import News
@@ -133,7 +134,7 @@ class Crowd:
         async with self.slots:
             while True:
                 try:
-                    await worker.join(token, name)
+                    await worker.join(JoinTask(token, name))
                     break
                 except TryLater as error:
                     await self.clock.sleep(error.wait)

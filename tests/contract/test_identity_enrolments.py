@@ -10,6 +10,7 @@ import pytest
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.enrolments import SqliteEnrolments
 from edgewise.identity.ports import Enrolled, TokenRecord
+from edgewise.identity.reattestation import Attestation, Counters
 from edgewise.identity.rotation import Lineage
 from edgewise.identity.tokens import key_digest
 from edgewise.model.errors import NotFound
@@ -103,6 +104,38 @@ async def test_a_token_that_was_revoked_just_now_binds_nobody(store: Store) -> N
     with pytest.raises(NotFound):
         await store.bind("t1", NODE)
     assert await store.all() == ()
+
+
+async def test_one_proof_belongs_to_one_name_until_it_is_forgotten(store: Store) -> None:
+    proven = replace(NODE, method="tpm", evidence="ek:1", ak=b"ak", vouched="a maker")
+    await store.enrol(proven)
+    await store.enrol(proven)
+    assert await store.proven_by("ek:1") == proven
+    assert await store.proven_by("") is None
+    await store.enrol(replace(proven, evidence="ek:2"))
+    assert await store.proven_by("ek:1") is None
+    await store.quarantine("kiosk-1", "stolen")
+    found = await store.proven_by("ek:2")
+    assert found is not None
+    assert found.quarantined == "stolen"
+    await store.forget("kiosk-1")
+    assert await store.proven_by("ek:2") is None
+    await store.enrol(replace(NODE, name="kiosk-2", evidence="ek:2"))
+    assert (await store.get("kiosk-2")) is not None
+
+
+async def test_what_a_tpm_has_shown_comes_back_as_it_was(store: Store) -> None:
+    shown = Attestation(
+        NOW, "image-1", Counters(9, 2, 1, 7), {"7": "ab"}, NOW, "wrong-pcr", "PCR 7"
+    )
+    await store.enrol(NODE)
+    assert await store.attestation("kiosk-1") is None
+    await store.keep_attestation("kiosk-1", Attestation())
+    await store.keep_attestation("kiosk-1", shown)
+    assert await store.attestation("kiosk-1") == shown
+    assert await store.attestations() == {"kiosk-1": shown}
+    await store.forget("kiosk-1")
+    assert await store.attestations() == {}
 
 
 async def test_what_was_kept_survives_a_restart(tmp_path: Path) -> None:

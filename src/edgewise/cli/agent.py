@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
+
+if TYPE_CHECKING:
+    from edgewise.protocol.tasks import JoinTask
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -23,16 +27,90 @@ def _group() -> None:
     """The agent of this node."""
 
 
+Tpm = Annotated[bool, typer.Option("--tpm", help="The key in the TPM, with its proof.")]
+TpmDevice = Annotated[
+    str, typer.Option(help="With --tpm: the TPM; unix:PATH for a simulator.", metavar="PLACE")
+]
+DEVICE = "/dev/tpmrm0"
+FactoryCert = Annotated[
+    Path | None, typer.Option(help="PEM of the factory certificate and its issuers.")
+]
+FactoryKey = Annotated[Path | None, typer.Option(help="With --factory-cert: its key, PEM.")]
+Url = Annotated[list[str] | None, typer.Option(help="Without a token: hub or relay. Repeatable.")]
+Root = Annotated[str, typer.Option(help="Without a token: SHA-256 of the hub's root certificate.")]
+TufRoot = Annotated[str, typer.Option(help="Without a token: SHA-256 of the first TUF root.")]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a machine shows when it joins."""
+
+    tpm: bool
+    device: str
+    certificate: Path | None
+    key: Path | None
+
+    def task(self, token: str, name: str) -> JoinTask:
+        """The join. Raises BadUsage for options that do not fit each other."""
+        from edgewise.protocol.join import Token
+        from edgewise.protocol.tasks import JoinTask
+
+        if (self.certificate is None) != (self.key is None):
+            raise BadUsage("--factory-cert and --factory-key go together")
+        if self.tpm and self.certificate is not None:
+            raise BadUsage("--tpm and --factory-cert are two ways in", hint="choose one")
+        if not Token.parse(token).identifier and not self.tpm and self.certificate is None:
+            raise BadUsage(
+                "an invitation lets nobody in by itself",
+                hint="add --tpm or --factory-cert, or use a token of `edgewise node token`",
+            )
+        factory = None
+        if self.certificate is not None and self.key is not None:
+            factory = str(self.certificate.absolute()), str(self.key.absolute())
+        return JoinTask(token, name, self.device if self.tpm else "", factory)
+
+
+def invitation(token: str, url: list[str] | None, root: str, tuf_root: str) -> str:
+    """A token's text, or one made of ``--url`` and ``--root``. Raises BadUsage for neither."""
+    from edgewise.protocol.join import Token
+
+    if token:
+        if url or root or tuf_root:
+            raise BadUsage("a token says where and whom to trust", hint="leave --url, --root out")
+        return token
+    if not url or not root:
+        raise BadUsage(
+            "where to join, and whom to trust?",
+            hint="give a token or an invitation (`edgewise device invite`), or --url and --root",
+        )
+    for what, digest in (("--root", root), ("--tuf-root", tuf_root)):
+        if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+            raise BadUsage(f"{what} takes 64 lower-case hex digits")
+    return Token(tuple(url), root, "", "", tuf_root).text()
+
+
 @app.command("join", help="Join this machine as a node. Repeating it is harmless.")
-def join(
+def join(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
-    token: Annotated[str, typer.Argument(help="Of `edgewise node token`: ew1...")],
-    name: Annotated[str, typer.Option(help="Its name; default: the machine's.")] = "",
+    token: Annotated[
+        str, typer.Argument(help="Of `edgewise node token` or `edgewise device invite`: ew1...")
+    ] = "",
+    name: Annotated[
+        str, typer.Option(help="Its name; default: the machine's, or the fleet repo's.")
+    ] = "",
+    tpm: Tpm = False,
+    tpm_device: TpmDevice = DEVICE,
+    factory_cert: FactoryCert = None,
+    factory_key: FactoryKey = None,
+    url: Url = None,
+    root: Root = "",
+    tuf_root: TufRoot = "",
     state: State = STATE,
 ) -> None:
     import asyncio
 
     from edgewise.model.names import is_name
+    from edgewise.protocol.join import Token
     from edgewise.roles.agent import host_name, read_card
     from edgewise.roles.worker import InProcessWorker
     from edgewise.runtime.credentials import CredentialFiles
@@ -42,12 +120,15 @@ def join(
     if CredentialFiles(state / "identity").exist:
         session.done(f"joined already as {read_card(state).spiffe_id}")
         return
-    name = name or host_name()
-    if not is_name(name):
+    token = invitation(token, url, root, tuf_root)
+    if Token.parse(token).identifier:
+        name = name or host_name()
+    if name and not is_name(name):
         raise BadUsage(
             f"{name!r} cannot be a node's name", hint="give one of a-z, 0-9 and '-' with --name"
         )
-    asyncio.run(InProcessWorker(state).join(token, name))
+    task = Proof(tpm, tpm_device, factory_cert, factory_key).task(token, name)
+    asyncio.run(InProcessWorker(state).join(task))
     session.done(f"joined as {read_card(state).spiffe_id}")
     session.note(f"  next: edgewise agent run --state {state}")
 
@@ -58,8 +139,14 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     root: Annotated[
         Path, typer.Option(help="Prefix of the absolute paths of configs and secrets.")
     ] = Path("/"),
-    token: Annotated[str, typer.Option(help="Join first, unless it has.")] = "",
+    token: Annotated[
+        str, typer.Option(help="Join first, unless it has; a token or an invitation.")
+    ] = "",
     name: Annotated[str, typer.Option(help="With --token: the node's name.")] = "",
+    tpm: Tpm = False,
+    tpm_device: TpmDevice = DEVICE,
+    factory_cert: FactoryCert = None,
+    factory_key: FactoryKey = None,
     ready: Annotated[Path | None, typer.Option(help="Written once it supervises.")] = None,
     cgroup: Annotated[
         Path | None, typer.Option(help="Where the apps' cgroups go; found by itself.")
@@ -83,6 +170,11 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
         )
     given = ["--state", str(state), "--root", str(root.absolute())]
     given += ["--name", name] if name else []
+    if token:
+        task = Proof(tpm, tpm_device, factory_cert, factory_key).task(token, name)
+        given += ["--tpm", task.tpm] if task.tpm else []
+        if task.factory is not None:
+            given += ["--factory-cert", task.factory[0], "--factory-key", task.factory[1]]
     for option, path in (("--ready", ready), ("--cgroup", cgroup)):
         given += [option, str(path.absolute())] if path else []
     flags = {"--sessions": sessions, "--stop-apps": stop_apps, "--json-log": log_json}

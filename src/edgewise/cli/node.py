@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgewise.cli.session import Session, ago, labels, short, size, stamp
 from edgewise.model.errors import BadUsage
+
+if TYPE_CHECKING:
+    from edgewise.protocol.api import NodeIdentity
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -75,6 +78,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("joined", f"{stamp(node.joined)} via {node.via}"),
             ("free", size(node.free_bytes) if node.free_bytes else ""),
             ("drifted", ", ".join(node.drifted)),
+            *proof_facts(node.identity),
         ]
     )
     typer.echo("")
@@ -97,6 +101,26 @@ def show(ctx: typer.Context, name: Name) -> None:
             ),
             none="",
         )  # fmt: skip
+
+
+def proof_facts(one: NodeIdentity) -> list[tuple[str, str]]:
+    """How a node proved itself, and what its TPM said last."""
+    joined = {"token": "a token", "tpm": "its TPM", "factory": "its factory certificate"}
+    attested = ""
+    if one.attested is not None:
+        boot = f", boot {one.reference}" if one.reference else ", compared with no reference"
+        attested = ago(one.attested) + boot
+    failing = ""
+    if one.failing_since is not None:
+        failing = f"since {stamp(one.failing_since)}: {one.reason}: {one.what}"
+    return [
+        ("joined by", joined[one.method]),
+        ("proven", one.evidence),
+        ("vouched by", one.vouched),
+        ("serial", one.serial),
+        ("attested", attested),
+        ("fails to attest", failing),
+    ]
 
 
 @app.command("explain", help="Why this node runs what it runs, step by step.")
@@ -132,7 +156,7 @@ def token(  # noqa: PLR0913 - one parameter is one option of the command line
     except ValueError as error:
         raise BadUsage(f"--ttl: {error}") from error
     request = TokenRequest(
-        role="relay" if relay else "node", labels=_labels(label or []), region=region,
+        role="relay" if relay else "node", labels=key_values(label or []), region=region,
         ttl_s=seconds, uses=uses, via=via,
     )  # fmt: skip
     created = session.client().post("/v1/tokens", request, TokenCreated)
@@ -217,7 +241,8 @@ def _command(ctx: typer.Context, word: str, name: str, reason: str) -> None:
     session.done(f"{word}: {name}")
 
 
-def _labels(given: list[str]) -> dict[str, str]:
+def key_values(given: list[str]) -> dict[str, str]:
+    """``--label region=eu`` as labels. Raises BadUsage."""
     found = {}
     for one in given:
         key, equals, value = one.partition("=")

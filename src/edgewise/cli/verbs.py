@@ -37,6 +37,7 @@ VERBS = (
         "doctor", "doctor", "Check this machine and the hub; every finding has a next move.", _SEE
     ),
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
+    Verb("device", "device", "Machines that prove what they are: TPMs and factory lists.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What a release puts on nodes; sign one as a builder.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),

@@ -11,11 +11,13 @@ import msgspec
 
 from edgewise.host import processes
 from edgewise.model.errors import TryLater
+from edgewise.protocol.attest import AttestReply
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.installed import Installed
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import (
+    AttestTask,
     Done,
     Failed,
     FetchTask,
@@ -70,9 +72,14 @@ class WorkerProcess:
         """A new certificate on disk. Raises what the far end says."""
         await self._do(RenewTask(rejoin), None)
 
-    async def join(self, token: str, name: str) -> None:
-        """Join with a token."""
-        await self._do(JoinTask(token, name), None)
+    async def join(self, task: JoinTask) -> None:
+        """Join with a token, a TPM or a factory certificate."""
+        await self._do(task, None)
+
+    async def attest(self) -> AttestReply:
+        """Say anew what was booted. Raises what the hub says."""
+        reply: AttestReply = await self._do(AttestTask(), AttestReply)
+        return reply
 
     async def _do(
         self, task: Task, answer: Any, progress: Callable[[float], None] = lambda share: None

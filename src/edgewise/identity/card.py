@@ -15,6 +15,8 @@ from edgewise.identity.rotation import Validity
 from edgewise.model.names import SpiffeId
 
 FILE: Final = "identity.json"
+TPM_FILE: Final = "tpm.json"
+"""Where it stands that the enrolment key is in a TPM (identity.tpm_node)."""
 AT_MOST: Final = 64 << 10
 
 

@@ -159,7 +159,7 @@ class MachineIdentity:
 
     def tpm_key(self) -> TpmKey | None:
         """The enrolment key in the TPM, if it is there."""
-        path = self.directory / tpm_node.FILE
+        path = self.directory / cards.TPM_FILE
         if not path.exists():
             return None
         file = decode(_read(path), TpmFile, what=str(path), at_most=cards.AT_MOST)
@@ -170,7 +170,7 @@ class MachineIdentity:
         if (found := self.tpm_key()) is not None:
             return found
         file = tpm_node.make_key(by.place, by.unique, self._tpm())
-        write_private(self.directory / tpm_node.FILE, encode(file))
+        write_private(self.directory / cards.TPM_FILE, encode(file))
         return TpmKey(file, self._tpm())
 
     def _tpm(self) -> OpenTpm:

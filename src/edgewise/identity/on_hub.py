@@ -115,6 +115,11 @@ class HubPlace:
     """The initial TUF root metadata (``1.root.json``), which never changes."""
 
 
+async def no_rules() -> JoinRules:
+    """Without a fleet repo: tokens for everybody, and no other way in."""
+    return JoinRules()
+
+
 @dataclass(slots=True)
 class Enroller:
     """One per hub. Calls for identities run one after another: each is a few milliseconds."""
@@ -127,8 +132,8 @@ class Enroller:
     log: Log
     locked: Callable[[str], Awaitable[None]] | None = None
     """Told of a name that was quarantined because two machines use its key."""
-    rules: Callable[[], JoinRules] = JoinRules
-    """What the fleet repo says about joining now."""
+    rules: Callable[[], Awaitable[JoinRules]] = no_rules
+    """What the fleet repo says about joining now; may raise TryLater while nobody knows."""
     _nonces: Nonces = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
@@ -204,15 +209,15 @@ class Enroller:
         proven = join_proof_bytes(join_subject(request), request.csr)
         if not holds(request.enrolment_key, request.proof, proven):
             raise self._refused("forged-proof", request.name, via)
+        rules = await self.rules()
         try:
-            evidence, quoted = self._evidence(request)
+            evidence, quoted = self._evidence(request, rules)
             async with self._turn:
-                owner = await self._owner(evidence)
                 decide = self._by_token if request.token else self._by_proof
-                verdict = await decide(request, evidence, owner, via)
+                verdict = await decide(request, evidence, rules, via)
                 if not isinstance(verdict, _Admitted):
                     raise self._kept_out(verdict, request.name, via)
-                attested = self._booted(verdict.enrolled, request, quoted)
+                attested = self._booted(verdict.enrolled, request, quoted, rules)
                 reply = await self._let_in(verdict, request, via)
                 if attested is not None:
                     await self.register.keep_attestation(verdict.enrolled.name, attested)
@@ -239,14 +244,16 @@ class Enroller:
         ek, ak = endorsement_key(request.tpm), attestation_key(request.tpm)
         value = self._nonces.secret(nonce, ek.wire + ak.wire)
         made = make_credential(ek, ak.name, value, self.chance.token(32))
-        return JoinChallenge(nonce, made.blob, made.secret, self.rules().pcrs)
+        return JoinChallenge(nonce, made.blob, made.secret, (await self.rules()).pcrs)
 
-    def _evidence(self, request: JoinRequest) -> tuple[Evidence | None, Attested | None]:
+    def _evidence(
+        self, request: JoinRequest, rules: JoinRules
+    ) -> tuple[Evidence | None, Attested | None]:
         """What the machine has proven, and its quote. Raises Unproven."""
         proof = request.tpm or request.factory
         if proof is None:
             return None, None
-        now, rules = self.clock.now(), self.rules()
+        now = self.clock.now()
         if why := self._nonces.use(proof.nonce, now):
             raise Unproven("stale-challenge", f"the challenge is no good: {why}")
         if isinstance(proof, FactoryProof):
@@ -267,7 +274,7 @@ class Enroller:
         self,
         request: JoinRequest,
         evidence: Evidence | None,
-        owner: Enrolled | None,
+        rules: JoinRules,
         via: SpiffeId | None,
     ) -> _Admitted | Refused:
         token = await self.register.token(request.token)
@@ -277,8 +284,8 @@ class Enroller:
         if isinstance(verdict, Refused):
             return verdict
         assert token is not None
-        refused = token_alone(self.rules(), token, proven=evidence is not None)
-        if refused := refused or one_name(request.name, owner):
+        refused = token_alone(rules, token, proven=evidence is not None)
+        if refused := refused or one_name(request.name, await self._owner(evidence)):
             return refused
         if verdict.repeat and holder is not None:
             return _Admitted(holder, "repeat", repeat=True)
@@ -290,16 +297,17 @@ class Enroller:
         self,
         request: JoinRequest,
         evidence: Evidence | None,
-        owner: Enrolled | None,
+        rules: JoinRules,
         via: SpiffeId | None,
     ) -> _Admitted | Refused:
         assert evidence is not None
-        place = place_for(self.rules(), evidence)
+        place = place_for(rules, evidence)
         if isinstance(place, Refused):
             return place
         if via is not None and self._region(via) not in (place.region, HUB):
             return elsewhere(place, self._region(via))
         holder = await self.register.get(place.name)
+        owner = await self._owner(evidence)
         verdict = decide_device(
             place, request.name, request.enrolment_key, evidence, owner=owner, holder=holder
         )
@@ -320,13 +328,17 @@ class Enroller:
         return kind(refused.what, hint=refused.hint)
 
     def _booted(
-        self, enrolled: Enrolled, request: JoinRequest, quoted: Attested | None
+        self,
+        enrolled: Enrolled,
+        request: JoinRequest,
+        quoted: Attested | None,
+        rules: JoinRules,
     ) -> Attestation | None:
         """What the first quote says of the boot. Raises Unproven."""
         if quoted is None or request.tpm is None:
             return None
         quote = request.tpm.quote
-        reference = compare(quote.pcrs, self.rules().references(enrolled.labels))
+        reference = compare(quote.pcrs, rules.references(enrolled.labels))
         return passed(quoted, quote, reference, self.clock.now())
 
     async def _let_in(

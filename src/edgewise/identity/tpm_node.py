@@ -31,7 +31,6 @@ from edgewise.identity.tpm_structures import (
 from edgewise.model.errors import NeedsPerson, TryLater
 from edgewise.protocol.attest import JoinChallenge, Quote, TpmKeys, TpmProof
 
-FILE: Final = "tpm.json"
 MOST_ISSUERS: Final = 4
 """Certificates above the endorsement key's that are sent along."""
 TRIES: Final = 5

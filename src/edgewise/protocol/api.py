@@ -171,6 +171,36 @@ class NodeSummary(msgspec.Struct, frozen=True):
     """Labels of its join token: what a compile starts from; ``labels`` has the repo's too."""
 
 
+class NodeIdentity(msgspec.Struct, frozen=True):
+    """How a node proved what it is, and what its TPM said last."""
+
+    method: Literal["token", "tpm", "factory"] = "token"
+    """What let it in."""
+    evidence: str = ""
+    """``ek:<SHA-256 of the endorsement key>``, ``idevid:<SHA-256>``, or nothing."""
+    vouched: str = ""
+    """Who vouches for the evidence: a maker's authority, or the device list."""
+    serial: str = ""
+    attested: datetime | None = None
+    """When its TPM last attested well."""
+    reference: str = ""
+    """Which good boot that was; empty: there was none to compare with."""
+    failing_since: datetime | None = None
+    reason: str = ""
+    what: str = ""
+    pcrs: dict[str, str] = {}
+    """PCR to its SHA-256 value, of the last genuine quote."""
+
+
+class NodeProof(msgspec.Struct, frozen=True):
+    """One line of `edgewise device ls`."""
+
+    name: str
+    labels: dict[str, str]
+    identity: NodeIdentity
+    quarantined: str = ""
+
+
 class NodeDetail(msgspec.Struct, frozen=True):
     """`edgewise node show`."""
 
@@ -185,6 +215,7 @@ class NodeDetail(msgspec.Struct, frozen=True):
     previous: str = ""
     receipts: tuple[ReceiptLine, ...] = ()
     free_bytes: int = 0
+    identity: NodeIdentity = NodeIdentity()
 
 
 class ReceiptLine(msgspec.Struct, frozen=True):

@@ -54,14 +54,23 @@ class RenewTask(msgspec.Struct, frozen=True, tag="renew"):
     rejoin: bool
 
 
-class JoinTask(msgspec.Struct, frozen=True, tag="join"):
+class JoinTask(msgspec.Struct, frozen=True, tag="join", omit_defaults=True):
     """Join with a token's text. Answer: nothing."""
 
     token: str
+    """One without identifier and secret only says where and whom to trust: see ``Token``."""
     name: str
+    tpm: str = ""
+    """Place of the TPM that holds the enrolment key and proves it; empty: none."""
+    factory: tuple[str, str] | None = None
+    """PEM files of the factory certificate and its key."""
 
 
-Task = VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | JoinTask
+class AttestTask(msgspec.Struct, frozen=True, tag="attest"):
+    """Say anew what was booted. Answer: ``AttestReply``."""
+
+
+Task = VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | JoinTask | AttestTask
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -38,19 +38,23 @@ from edgewise.model.names import Platform
 from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
 from edgewise.net.tls import client_context, small_tls_buffers
 from edgewise.protocol.codec import decode
+from edgewise.protocol.join import Token
 from edgewise.protocol.sync import SyncReply, SyncRequest
+from edgewise.protocol.tasks import JoinTask
 from edgewise.rollout.node import phase_of, target_release
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
 from edgewise.runtime.credentials import CredentialFiles, fingerprint, write_private
-from edgewise.runtime.log import Log, StreamLog
+from edgewise.runtime.log import Level, Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
 OTHER_ROOT: Final = timedelta(hours=1)
 """Over how long a fleet spreads its renewals after another root began to sign."""
+ATTEST_SPREAD: Final = timedelta(seconds=10)
+"""Over which a site that comes back from a power cut spreads its first quotes."""
 RENEW_LOOK: Final = timedelta(hours=1)
 """How often the certificate's time is looked at, because wall clocks are set."""
 
@@ -74,7 +78,14 @@ class AgentSettings:
     token: str = ""
     """Join with it when this machine has no identity yet."""
     name: str = ""
-    """The node's name when it joins; the host name by default."""
+    """The node's name when it joins; the host name by default. A machine that joins by its
+    proof alone is named by the fleet repo."""
+    tpm: str = ""
+    """Join with the enrolment key in this TPM (``/dev/tpmrm0``), and its proof."""
+    factory_cert: Path | None = None
+    """Join with this factory certificate ..."""
+    factory_key: Path | None = None
+    """... and its key."""
     json_log: bool = False
 
 
@@ -293,16 +304,27 @@ class _Agent:
         if CredentialFiles(self._settings.state / "identity").exist or not self._settings.token:
             return
         backoff = Backoff(self._chance)
+        task = self._join_task()
         while not self._stop.is_set():
             try:
-                name = self._settings.name or host_name()
-                await worker.join(self._settings.token, name)
+                await worker.join(task)
             except TryLater as error:
                 self._log.event("join waits", "warning", problem=str(error))
                 await self._clock.sleep(backoff.next())
             else:
-                self._log.event("joined", name=name)
+                self._log.event("joined", id=read_card(self._settings.state).spiffe_id)
                 return
+
+    def _join_task(self) -> JoinTask:
+        settings = self._settings
+        factory = None
+        if settings.factory_cert is not None and settings.factory_key is not None:
+            factory = str(settings.factory_cert), str(settings.factory_key)
+        # A token in the text decides who may join, and asks for a name; without one, the
+        # fleet repo knows this machine and names it.
+        alone = not Token.parse(settings.token).identifier
+        name = settings.name or ("" if alone else host_name())
+        return JoinTask(settings.token, name, settings.tpm, factory)
 
     # What is done again and again
 
@@ -348,6 +370,25 @@ class _Agent:
                 rollout.issuer = upstream.card.root
                 rollout.changed()
                 backoff.reset()
+
+    async def _keep_attested(self, worker: WorkerProcess) -> None:
+        """Say what was booted: after every start, and as often as the hub asks."""
+        if not (self._settings.state / "identity" / cards.TPM_FILE).exists():
+            return
+        backoff = Backoff(self._chance, first=timedelta(seconds=5), cap=timedelta(minutes=10))
+        await self._clock.sleep(ATTEST_SPREAD * self._chance.fraction())
+        while True:
+            try:
+                reply = await worker.attest()
+            except EdgewiseError as error:
+                self._log.event("not attested", "warning", problem=str(error), hint=error.hint)
+                await self._clock.sleep(backoff.next())
+                continue
+            backoff.reset()
+            level: Level = "info" if reply.outcome == "Trusted" else "error"
+            self._log.event("attested", level, outcome=reply.outcome, because=reply.what)
+            # A hub that names no sensible time must not make us busy, or silent for ever.
+            await self._clock.sleep(timedelta(seconds=min(max(reply.next_s, 5.0), 30 * 86400.0)))
 
     async def _happens(self, events: tuple[asyncio.Event, ...], within: timedelta) -> bool:
         waits = [asyncio.ensure_future(self._clock.sleep(within))]
@@ -431,8 +472,8 @@ def _pid_of(state: Path, name: str) -> int:
     return record.pid if same and record.boot_id == processes.boot_id() else 0
 
 
-_PATHS: Final = ("state", "root", "ready", "cgroup")
-_WORDS: Final = ("token", "name")
+_PATHS: Final = ("state", "root", "ready", "cgroup", "factory_cert", "factory_key")
+_WORDS: Final = ("token", "name", "tpm")
 _FLAGS: Final = ("sessions", "stop_apps", "json_log")
 
 

@@ -20,6 +20,7 @@ from edgewise.backends.git.follow import GitWatch
 from edgewise.backends.git.repository import GitRepository
 from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.delivery.on_hub import Publisher
+from edgewise.identity.admission import JoinRules
 from edgewise.identity.ports import Enrolled, Enrolments
 from edgewise.model.errors import EdgewiseError, TryLater
 from edgewise.model.names import Digest
@@ -45,6 +46,8 @@ from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, Joi
 SETTLE: Final = timedelta(milliseconds=20)
 """Machines that join together are one look."""
 RETRY: Final = timedelta(seconds=5)
+FIRST_LOOK: Final = timedelta(seconds=20)
+"""How long a join is held after a start: who may join stands in the repo."""
 CHANNELS_LOOK: Final = timedelta(seconds=30)
 """How soon after a rollout its old release's identities are taken away."""
 
@@ -110,6 +113,7 @@ class FleetSource:
         self._identities = FleetIdentities(parts.publisher)
         self._granted_for: Mapping[str, tuple[str, str]] = {}
         """Fleet to the stable and candidate release that the records were made for."""
+        self._rules = JoinRules()
 
     def connect(self, nodes: Waiters, relays: RelaySide) -> None:
         """Who is woken when a record changes."""
@@ -119,6 +123,18 @@ class FleetSource:
     def recipient(self) -> str:
         """What people encrypt secrets in git to (``age1...``)."""
         return self._parts.secrets.recipient
+
+    async def join_rules(self) -> JoinRules:
+        """Who may join, by the newest good commit. Raises TryLater before the first look."""
+        if not self._looks:
+            try:
+                async with asyncio.timeout(FIRST_LOOK.total_seconds()), self._looked:
+                    await self._looked.wait_for(lambda: self._looks > 0)
+            except TimeoutError as error:
+                raise TryLater(
+                    "the hub has not read the fleet repo yet", hint="`edgewise status` says why"
+                ) from error
+        return self._rules
 
     @property
     def trust(self) -> str:
@@ -202,6 +218,8 @@ class FleetSource:
         if compiled is None:
             await self._records(None)
             return
+        # Before any node can boot what this commit brings: its references are in here.
+        self._rules = JoinRules.of(compiled.join, compiled.device_lists)
         parts = self._parts
         await parts.publisher.publish_releases(
             {fleet.release: fleet.documents for fleet in compiled.fleets.values()},

@@ -20,6 +20,7 @@ import uvloop
 from edgewise.backends.sqlite.database import Database
 from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.quantity import parse_duration
+from edgewise.net.api.attesting import Attestor
 from edgewise.net.api.journal import Journal, JournaledLog
 from edgewise.net.server import Server, tune_memory
 from edgewise.net.waiters import Waiters
@@ -48,6 +49,7 @@ class Hub:
     journal: Journal
     decisions: JournaledLog
     log: Log
+    attestor: Attestor
     _closed: bool = field(default=False, init=False)
 
     @property
@@ -63,6 +65,7 @@ class Hub:
             tasks.create_task(self.upkeep.run())
             tasks.create_task(self._note_suspicions())
             tasks.create_task(self.decisions.run())
+            tasks.create_task(self.attestor.run())
             for waiters in self.waiters:
                 tasks.create_task(waiters.run())
 
@@ -109,6 +112,7 @@ async def open_hub(settings: HubSettings, *, log: Log | None = None) -> Hub:
         parts.journal,
         parts.decisions,
         log,
+        parts.attestor,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -32,6 +32,8 @@ from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
+from edgewise.model.labels import Labels
+from edgewise.net.api.attesting import Attestor, Surroundings
 from edgewise.net.api.bundles import Bundles, Ingredients
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
@@ -180,6 +182,7 @@ class Assembled:
     suspicions: asyncio.Queue[tuple[str, str]]
     journal: Journal
     decisions: JournaledLog
+    attestor: Attestor
 
 
 @dataclass(slots=True)
@@ -254,10 +257,15 @@ async def assemble(
     bundles.changed = lambda: _wake(waiters)
     desk = Desk(authority.organisation, authority, keyring, lambda: bundles.current)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
-    enroller = Enroller(stores.enrolments, authority, place, clock, chance, log, changed)
+    enroller = Enroller(
+        stores.enrolments, authority, place, clock, chance, log, changed, source.join_rules
+    )
+    around = _surroundings(roster, source, records, rollouts, changed)
+    attestor = Attestor(stores.enrolments, around, clock, chance, decisions)
+    await attestor.load()
     view = View(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
-        records, source, journal, clock,
+        records, source, journal, clock, attestor.of,
     )  # fmt: skip
     groups = Groups(
         nodes,
@@ -268,7 +276,7 @@ async def assemble(
         SupplyRoutes(
             publisher, stores.objects, settings.data / "content", journal, source.look_again
         ),
-        JoinRoutes(enroller, changed, journal),
+        JoinRoutes(enroller, changed, journal, attestor),
         journal,
         WorkloadRoutes(side, desk, clock),
     )
@@ -277,8 +285,28 @@ async def assemble(
     server.on_refused = journal.refused
     return Assembled(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
-        journal, decisions,
+        journal, decisions, attestor,
     )  # fmt: skip
+
+
+def _surroundings(
+    roster: PeopleAndMachines,
+    source: FleetSource,
+    records: Records,
+    rollouts: Rollouts,
+    changed: Callable[[str], Awaitable[None]],
+) -> Surroundings:
+    """What the attestor asks and tells."""
+
+    def labels(name: str) -> Labels:
+        kept, enrolled = records.get(name), roster.get(name)
+        return kept[0].labels if kept else (enrolled.labels if enrolled else {})
+
+    def heard(name: str) -> datetime | None:
+        seen = rollouts.last_seen(name)
+        return seen.heard if seen else None
+
+    return Surroundings(roster, source.join_rules, labels, heard, changed)
 
 
 def _wake(waiters: tuple[Waiters, Waiters]) -> None:

@@ -26,14 +26,16 @@ from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
 from edgewise.delivery.ports import Source, Verified
+from edgewise.host.tpm import open_tpm
 from edgewise.identity import on_agent as identity
-from edgewise.identity.on_agent import Machine, MachineIdentity
+from edgewise.identity.on_agent import ByFactory, ByTpm, Machine, MachineIdentity
 from edgewise.identity.rotation import clock_is_wrong
 from edgewise.model.errors import EdgewiseError, NeedsPerson
 from edgewise.model.names import Platform
 from edgewise.net.client import Client, Endpoint, HttpSource
 from edgewise.net.joining import by_identity, by_token
 from edgewise.net.tls import client_context, small_tls_buffers
+from edgewise.protocol.attest import AttestReply
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.installed import Installed
@@ -42,6 +44,7 @@ from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import (
     LINGER_S,
+    AttestTask,
     Done,
     FetchTask,
     JoinTask,
@@ -55,6 +58,7 @@ from edgewise.protocol.tasks import (
     failed_of,
 )
 from edgewise.rollout.node_ports import Crypto, News
+from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
 
 
@@ -90,12 +94,13 @@ class InProcessWorker:
 
     state: Path
     clock: Clock = field(default_factory=SystemClock)
+    chance: Chance = field(default_factory=SystemChance)
     platform: str = field(default_factory=this_platform)
 
     @property
     def identity(self) -> MachineIdentity:
         """Keys and certificates."""
-        return MachineIdentity(self.state / "identity")
+        return MachineIdentity(self.state / "identity", open_tpm)
 
     def _client(self) -> Client:
         card = self.identity.card()
@@ -175,14 +180,27 @@ class InProcessWorker:
         finally:
             await doorway.close()
 
-    async def join(self, token: str, name: str) -> None:
-        """Join with a token; repeating it is harmless."""
-        parsed = Token.parse(token)
+    async def join(self, task: JoinTask) -> None:
+        """Join with a token, a TPM or a factory certificate; repeating it is harmless."""
+        parsed = Token.parse(task.token)
         doorway = await by_token(parsed, self.clock)
+        by: ByTpm | ByFactory | None = None
+        if task.tpm:
+            by = ByTpm(task.tpm, self.chance.token(32))
+        elif task.factory is not None:
+            by = ByFactory(*map(Path, task.factory))
+        machine = Machine("node", task.name, self.platform)
         try:
-            await identity.join(
-                self.identity, parsed, Machine("node", name, self.platform), doorway
-            )
+            await identity.join(self.identity, parsed, machine, doorway, by)
+        finally:
+            await doorway.close()
+
+    async def attest(self) -> AttestReply:
+        """Say anew what was booted."""
+        mine = self.identity
+        doorway = by_identity(mine.card(), mine.credentials, self.clock)
+        try:
+            return await identity.attest(mine, doorway)
         finally:
             await doorway.close()
 
@@ -200,8 +218,10 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
             return await worker.open_sealed(sealed)
         case RenewTask(rejoin):
             return await worker.renew(rejoin=rejoin)
-        case JoinTask(token, name):
-            return await worker.join(token, name)
+        case JoinTask():
+            return await worker.join(task)
+        case AttestTask():
+            return await worker.attest()
         case _:
             assert_never(task)
 

@@ -9,6 +9,7 @@ from edgewise.model.documents import (
     ACTED_ON,
     App,
     Config,
+    DeviceList,
     Document,
     Fleet,
     RolloutPolicy,
@@ -19,6 +20,7 @@ from edgewise.model.documents import (
 from edgewise.model.documents.app import ProcessSpec
 from edgewise.model.selectors import KINDS, UnknownKind, WorkloadSelector
 from edgewise.sync import templates
+from edgewise.sync.joining import device_findings, join_findings
 from edgewise.sync.mismatch import Finding, dotted
 from edgewise.sync.suggest import did_you_mean
 from edgewise.sync.yaml_text import Path
@@ -34,6 +36,10 @@ def document_findings(document: Document) -> tuple[Finding, ...]:
         found.extend(_hooks(document))
     if isinstance(document, Fleet):
         found.extend(_fleet(document))
+    if isinstance(document, Workspace):
+        found.extend(join_findings(document))
+    if isinstance(document, DeviceList):
+        found.extend(device_findings(document))
     if isinstance(document, WorkloadIdentity):
         found.extend(_selectors(document))
     return tuple(found)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgewise.model.documents import Fleet, RolloutPolicy, Secret, Workspace
+from edgewise.model.documents import DeviceList, Fleet, RolloutPolicy, Secret, Workspace
+from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.names import Digest
 from edgewise.model.quantity import Share
 from edgewise.model.rules import RolloutRules
@@ -118,6 +119,8 @@ class _Compile:
             held=_held(root, fleets, self._before(previous)),
             warnings=self._warnings.problems(),
             trust=trust,
+            join=_join(root),
+            device_lists=_device_lists(kinds),
         )
 
     def _before(self, previous: Compiled | None) -> Compiled | None:
@@ -410,6 +413,16 @@ def _secrets(kinds: Catalogue) -> dict[str, bytes]:
             data = parts.ciphertext(secret)
             found[Digest.of(data).sha256] = data
     return found
+
+
+def _join(workspace: Sourced) -> JoinSpec:
+    value = workspace.parsed.value
+    return value.spec.join if isinstance(value, Workspace) else JoinSpec()
+
+
+def _device_lists(kinds: Catalogue) -> tuple[DeviceList, ...]:
+    found = (where.parsed.value for _, where in sorted(kinds.get("DeviceList", {}).items()))
+    return tuple(value for value in found if isinstance(value, DeviceList))
 
 
 def _held(

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from edgewise.model.documents import DeviceList
+from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.rules import RolloutRules
 from edgewise.protocol.api import SourceProblem
 from edgewise.protocol.content import Artifact
@@ -137,6 +139,10 @@ class Compiled:
     """What compiles but is probably not meant, such as a selector that matches nothing."""
     trust: Literal["hub", "builder"] = "hub"
     """``builder``: only a builder may sign these releases."""
+    join: JoinSpec = field(default_factory=JoinSpec)
+    """Who may join and by which proof."""
+    device_lists: tuple[DeviceList, ...] = ()
+    """Machines that may join without a token, by name of the list."""
 
 
 class CommitSeen(msgspec.Struct, frozen=True):

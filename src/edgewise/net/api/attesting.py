@@ -62,7 +62,7 @@ class Surroundings:
     """What the attestor asks and tells."""
 
     roster: Roster
-    rules: Callable[[], JoinRules]
+    rules: Callable[[], Awaitable[JoinRules]]
     labels: Callable[[str], Labels]
     """A node's labels as the fleet repo has them."""
     heard: Callable[[str], datetime | None]
@@ -110,22 +110,22 @@ class Attestor:
         """POST /v1/attest/challenge."""
         self._subject(call.peer, call.body.node)
         nonce = self._nonces.make(self.clock.now(), self.chance.token(16))
-        return AttestChallenge(nonce, self.around.rules().pcrs)
+        return AttestChallenge(nonce, (await self.around.rules()).pcrs)
 
     async def attest(self, call: Call[AttestRequest]) -> AttestReply:
         """POST /v1/attest. Raises Unproven for a quote that is not this node's own and new;
         it changes nothing, so nobody can make another's node fail."""
         request = call.body
         enrolled = self._subject(call.peer, request.node)
-        now, rules = self.clock.now(), self.around.rules()
+        now, rules = self.clock.now(), await self.around.rules()
         if why := self._nonces.use(request.nonce, now):
             raise Unproven("stale-challenge", f"the challenge is no good: {why}")
         extra = attest_binding(request.nonce, enrolled.name)
         said = judge_quote(request.quote, parse_public(enrolled.ak), extra, rules.pcrs)
-        after = self._judged(enrolled, request, said, now)
+        after = self._judged(enrolled, request, said, rules)
         await self._keep(enrolled, after)
         if after.failing_since is not None:
-            await self._condemn(enrolled, after, now)
+            await self._condemn(enrolled, after, rules)
             wait = max(SOONEST, rules.grace / 4)
             return AttestReply("Failing", wait.total_seconds(), after.reason, after.what)
         self._noticed.pop(enrolled.name, None)
@@ -135,14 +135,14 @@ class Attestor:
         return AttestReply("Trusted", rules.interval.total_seconds() * earlier)
 
     def _judged(
-        self, enrolled: Enrolled, request: AttestRequest, said: Attested, now: datetime
+        self, enrolled: Enrolled, request: AttestRequest, said: Attested, rules: JoinRules
     ) -> Attestation:
-        before, quote = self.of(enrolled.name), request.quote
+        before, quote, now = self.of(enrolled.name), request.quote, self.clock.now()
         try:
             if before.counters is not None:
                 check_counters(before.counters, said)
             labels = self.around.labels(enrolled.name)
-            reference = compare(quote.pcrs, self.around.rules().references(labels))
+            reference = compare(quote.pcrs, rules.references(labels))
         except Unproven as error:
             return failed(before, error.reason, str(error), now, quote)
         return passed(said, quote, reference, now)
@@ -175,7 +175,7 @@ class Attestor:
 
     async def look(self) -> None:
         """Once: notice who is late, and act on who fails for longer than the grace."""
-        now, rules = self.clock.now(), self.around.rules()
+        now, rules = self.clock.now(), await self.around.rules()
         for name in [one for one in self._known if self.around.roster.get(one) is None]:
             del self._known[name]  # forgotten
             self._noticed.pop(name, None)
@@ -192,7 +192,7 @@ class Attestor:
                     what = f"it is heard of, and has not attested since {kept.at:%Y-%m-%d %H:%M}"
                     kept = replace(failed(kept, "not-attested", what, now), failing_since=since)
                     await self._keep(enrolled, kept)
-            await self._condemn(enrolled, kept, now)
+            await self._condemn(enrolled, kept, rules)
 
     async def _keep(self, enrolled: Enrolled, after: Attestation) -> None:
         before = self._known.get(enrolled.name)
@@ -202,9 +202,8 @@ class Attestor:
             outcome = after.reason or "trusted"
             self.log.decision("attested", because=outcome, name=enrolled.name, what=after.what)
 
-    async def _condemn(self, enrolled: Enrolled, kept: Attestation, now: datetime) -> None:
-        rules = self.around.rules()
-        if enrolled.quarantined or not too_long(kept, rules.grace, now):
+    async def _condemn(self, enrolled: Enrolled, kept: Attestation, rules: JoinRules) -> None:
+        if enrolled.quarantined or not too_long(kept, rules.grace, self.clock.now()):
             return
         if rules.spec.attestation.on_failure == "Report":
             return

@@ -10,8 +10,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgewise.identity.ports import Enrolled, Enrolments
+from edgewise.identity.reattestation import Attestation
 from edgewise.model.errors import BadUsage, Conflict, NotFound
-from edgewise.model.labels import parse_selector
+from edgewise.model.labels import Selector, parse_selector
 from edgewise.net.api.journal import Journal
 from edgewise.net.api.ports import Roster, Source
 from edgewise.net.api.records import Records
@@ -21,6 +22,8 @@ from edgewise.protocol.api import (
     FleetStatus,
     HubStatus,
     NodeDetail,
+    NodeIdentity,
+    NodeProof,
     NodeSummary,
     Page,
     ReceiptLine,
@@ -49,6 +52,15 @@ class NodesQuery(Paging, frozen=True, forbid_unknown_fields=True):
     )
 
 
+class ProofsQuery(Paging, frozen=True, forbid_unknown_fields=True):
+    """Which nodes; empty parameters match all."""
+
+    selector: str = ""
+    """As kubectl takes it."""
+    failing: bool = False
+    """Only those that fail to attest."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The parts whose data is shown together."""
@@ -63,6 +75,8 @@ class View:
     source: Source
     journal: Journal
     clock: Clock
+    attested: Callable[[str], Attestation] = lambda _: Attestation()
+    """What is known of a node's TPM."""
 
 
 class FleetRoutes:
@@ -86,6 +100,13 @@ class FleetRoutes:
             _get("/v1/status", "How the whole hub stands", self.status, HubStatus),
             _get("/v1/fleets", "Every fleet in one line", self.fleets, Page[FleetStatus], Paging),
             _get("/v1/nodes", "Nodes, by name", self.nodes, Page[NodeSummary], NodesQuery),
+            _get(
+                "/v1/attestations",
+                "How nodes proved themselves, and what their TPMs said last",
+                self.proofs,
+                Page[NodeProof],
+                ProofsQuery,
+            ),
             _get(node, "One node", self.node, NodeDetail, missing=True),
             _get(
                 f"{node}/explain",
@@ -148,10 +169,7 @@ class FleetRoutes:
     async def nodes(self, call: Call[None]) -> Page[NodeSummary]:
         """GET /v1/nodes."""
         query: NodesQuery = call.query
-        try:
-            selector = parse_selector(query.selector)
-        except ValueError as error:
-            raise BadUsage(str(error), hint="the notation is that of kubectl -l") from error
+        selector = _selector(query.selector)
         found = []
         for enrolled in self._view.roster.all():
             if enrolled.role != "node" or enrolled.name <= query.after:
@@ -166,6 +184,26 @@ class FleetRoutes:
                 if len(found) > query.limit:
                     break
         return page(found, query, lambda node: node.name)
+
+    async def proofs(self, call: Call[None]) -> Page[NodeProof]:
+        """GET /v1/attestations."""
+        query: ProofsQuery = call.query
+        selector = _selector(query.selector)
+        found = []
+        for enrolled in self._view.roster.all():
+            if enrolled.role != "node" or enrolled.name <= query.after:
+                continue
+            record, known = (
+                self._view.records.get(enrolled.name),
+                self._view.attested(enrolled.name),
+            )
+            labels = dict(record[0].labels if record else enrolled.labels)
+            if selector.matches(labels) and (known.failing_since or not query.failing):
+                said = _identity(enrolled, known)
+                found.append(NodeProof(enrolled.name, labels, said, enrolled.quarantined))
+                if len(found) > query.limit:
+                    break
+        return page(found, query, lambda one: one.name)
 
     async def node(self, call: Call[None]) -> NodeDetail:
         """GET /v1/nodes/{name}."""
@@ -184,6 +222,7 @@ class FleetRoutes:
             said.previous,
             tuple(receipt_line(receipt) for receipt in receipts),
             said.free_bytes,
+            _identity(enrolled, self._view.attested(enrolled.name)),
         )
 
     async def explain(self, call: Call[None]) -> Explanation:
@@ -275,6 +314,28 @@ class FleetRoutes:
             enrolled.platform,
             dict(enrolled.labels),
         )
+
+
+def _selector(text: str) -> Selector:
+    try:
+        return parse_selector(text)
+    except ValueError as error:
+        raise BadUsage(str(error), hint="the notation is that of kubectl -l") from error
+
+
+def _identity(enrolled: Enrolled, known: Attestation) -> NodeIdentity:
+    return NodeIdentity(
+        enrolled.method,
+        enrolled.evidence,
+        enrolled.vouched,
+        enrolled.serial,
+        known.at,
+        known.reference,
+        known.failing_since,
+        known.reason,
+        known.what,
+        known.pcrs,
+    )
 
 
 def receipt_line(receipt: Receipt) -> ReceiptLine:
