@@ -63,7 +63,7 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-class TpmRefused(EdgewiseError):
+class TpmRefused(NeedsPerson):
     """The TPM answered with an error. ``code``: its response code (part 2, 6.6)."""
 
     def __init__(self, what: str, code: int, *, hint: str = "") -> None:

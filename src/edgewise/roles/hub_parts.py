@@ -211,16 +211,8 @@ async def assemble(
     stores = await _open_stores(settings, clock, database)
     publisher, records, journal = stores.publisher, stores.records, stores.journal
     board = Board(publisher, log)
-    outside = Outside(
-        stores.rollouts,
-        SqliteNodeStates(database),
-        board,
-        ExecAndHttpGates(),
-        Notices(journal, log),
-        GitReverts(stores.repository, CommitSignatures(stores.repository)),
-    )
     decisions = JournaledLog(log, journal)
-    rollouts = Rollouts(outside, clock, chance, decisions)
+    rollouts = Rollouts(_outside(stores, database, board, log), clock, chance, decisions)
     await rollouts.start()
     roster = PeopleAndMachines(stores.enrolments)
     await roster.load()
@@ -287,6 +279,18 @@ async def assemble(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
         journal, decisions, attestor,
     )  # fmt: skip
+
+
+def _outside(stores: Stores, database: Database, board: Board, log: Log) -> Outside:
+    """What rollouts are kept in, published by and asked through."""
+    return Outside(
+        stores.rollouts,
+        SqliteNodeStates(database),
+        board,
+        ExecAndHttpGates(),
+        Notices(stores.journal, log),
+        GitReverts(stores.repository, CommitSignatures(stores.repository)),
+    )
 
 
 def _surroundings(

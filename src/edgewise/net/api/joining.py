@@ -168,9 +168,11 @@ class JoinRoutes:
         request = call.body
         try:
             reply = await self._joins.join(request, _via(call.peer))
-        except Unproven as error:
-            # By reason, not by name: whoever knocks chooses names, and could fill the disk.
-            await self._journal.note_once(call.peer, "join.refused", error.reason, str(error))
+        except (Unproven, Forbidden, Conflict) as error:
+            # By reason, not by name or address: strangers choose those, and could fill the disk.
+            reason = error.reason if isinstance(error, Unproven) else type(error).__name__
+            actor = str(call.peer) if call.peer.id else "anyone"
+            await self._journal.note_once(actor, "join.refused", reason, str(error))
             raise
         name = SpiffeId.parse(reply.spiffe_id).name
         how = " and ".join(
