@@ -36,7 +36,7 @@ from edgewise.protocol.channel import NodeRecord
 from edgewise.protocol.installed import Installed
 from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import JoinTask
-from edgewise.roles.agent import Upstream
+from edgewise.roles.node_certificate import Upstream
 from edgewise.roles.worker import InProcessWorker, this_platform
 from edgewise.rollout.node_ports import News
 from edgewise.rollout.on_agent import About, NodeRollout, Parts

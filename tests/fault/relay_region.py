@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from edgewise.net.api.records import Wanted
 from edgewise.net.client import Client, Endpoint, SyncLine
 from edgewise.net.joining import by_token
 from edgewise.net.server import Listen, Server
-from edgewise.net.tls import client_context, server_context, unverified_context
+from edgewise.net.tls import client_context, reload, server_context, unverified_context
 from edgewise.protocol.api import TokenRequest
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode
 from edgewise.protocol.join import Token
 from edgewise.roles.relay import RelaySettings, join_hub, run
+from edgewise.roles.root_rotation import Rotation
 from edgewise.runtime.chance import SystemChance
 from edgewise.runtime.clock import SystemClock
 from edgewise.runtime.credentials import CredentialFiles
@@ -85,7 +87,8 @@ class SecureHub(LoopbackHub):
     async def reopen(self, port: int) -> None:
         """Listen, again after ``away``."""
         self.front = Server(self.server.routes, self.clock, SystemChance(), self.log)
-        await self.front.start(Listen("127.0.0.1", port, server_context(self.credentials)))
+        self.tls = server_context(self.credentials)
+        await self.front.start(Listen("127.0.0.1", port, self.tls))
         self.port = self.front.port
         self.url = f"https://127.0.0.1:{self.port}"
         self.enroller.place = HubPlace(
@@ -112,6 +115,21 @@ class SecureHub(LoopbackHub):
         )
         self.bundles = Bundles(memory, sign, ingredients, self.clock)
         await self.bundles.refresh()
+        self.rotator = Rotation(
+            self.authority,
+            self.bundles,
+            self.people,
+            self.rollouts,
+            enroller.register,
+            self.clock,
+            self.use_authority,
+        )
+
+    def use_authority(self) -> None:
+        """As the hub does after each step of a rotation."""
+        if self.authority.keep_hub(self.credentials, Hosts.of(["127.0.0.1"]), 0.5):
+            reload(self.tls, self.credentials)
+        self.enroller.place = replace(self.enroller.place, root_sha256=self.authority.root_sha256)
 
     def _desk(self) -> Desk:
         return Desk(

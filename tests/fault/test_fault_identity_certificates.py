@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from edgewise.backends.pki.authority import Authority, FileKeys, RegionalAuthority
+from edgewise.backends.pki.authority import Authority, RegionalAuthority
 from edgewise.backends.pki.certificates import (
     Hosts,
     Key,
@@ -23,6 +23,7 @@ from edgewise.backends.pki.certificates import (
     make_svid,
     requested_key,
 )
+from edgewise.backends.pki.keys import FileKeys
 from edgewise.identity.names import Organisation
 from edgewise.model.errors import Forbidden, NeedsPerson, TryLater, Untrusted
 from edgewise.model.names import SpiffeId

@@ -111,7 +111,8 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
 
     from edgewise.model.names import is_name
     from edgewise.protocol.join import Token
-    from edgewise.roles.agent import host_name, read_card
+    from edgewise.roles.agent import host_name
+    from edgewise.roles.node_certificate import read_card
     from edgewise.roles.worker import InProcessWorker
     from edgewise.runtime.credentials import CredentialFiles
 

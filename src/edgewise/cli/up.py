@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,11 +52,19 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         Path | None, typer.Option(help="File with the webhooks' secret; none: webhooks are off.")
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+    root_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the passphrase of the root's key (`edgewise ca seal`)."),
+    ] = None,
+    root_key: Annotated[
+        str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
+    ] = "",
 ) -> None:
     import uvloop
 
     from edgewise.roles.hub import duration, run
     from edgewise.roles.hub_parts import HubSettings
+    from edgewise.roles.passphrase import passphrase_from
 
     session = Session.of(ctx)
     data = data.expanduser()
@@ -72,9 +81,25 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         hold=duration("--hold", hold),
         webhook_secret=webhook_secret,
         log_json=log_json,
+        root_key=root_key,
+        root_passphrase=passphrase_from(root_passphrase_file, _asked(data, root_passphrase_file)),
     )
     _writable(data)
     uvloop.run(run(settings, lambda hub: _say(session, hub)))
+
+
+def _asked(data: Path, file: Path | None) -> bytes | None:
+    """The passphrase of a sealed root, typed by a person at a terminal; None for none."""
+    from edgewise.backends.pki.keys import FileKeys
+    from edgewise.roles.passphrase import passphrase_from
+
+    keys = FileKeys(data / "pki")
+    if file is not None or not keys.is_sealed("root") or passphrase_from(None)() is not None:
+        return None
+    if not sys.stdin.isatty():
+        return None  # the hub runs without it, and says when it needs the key
+    text: str = typer.prompt("Passphrase of the root's key", hide_input=True, err=True)
+    return text.encode()
 
 
 def _organisation(data: Path) -> str:

@@ -44,6 +44,7 @@ VERBS = (
     Verb("agent", "agent", "On a node: join, run, see what it does.", _FLEET),
     Verb("relay", "relay", "On a region's relay: join and run.", _FLEET),
     Verb("key", "key", "On the hub's machine: who may sign what.", _SETUP),
+    Verb("ca", "ca", "The certificate authority: roots, rotation, sealing its key.", _SETUP),
     Verb("schema", "schema", "JSON Schemas of the documents, for editors and CI.", _SETUP),
     Verb("openapi", "openapi", "The hub's API as OpenAPI 3.1.", _SETUP),
     Verb("reference", "reference", "Write docs/cli.md.", _SETUP, hidden=True),

@@ -114,6 +114,13 @@ class Publisher:
             self._bundles[fleet] = bundle
         return bundle
 
+    def trust_metadata(self) -> dict[str, bytes]:
+        """What leads a node from the root that it joined with to the present channels key."""
+        metadata = {"timestamp.json": self._tuf.bytes["timestamp"]}
+        for role in ("snapshot", "targets"):
+            metadata[f"{self._tuf.roles[role].signed.version}.{role}.json"] = self._tuf.bytes[role]
+        return metadata | self._tuf.root_chain()
+
     def _changed(self) -> None:
         """Compose anew what every reply carries; in the loop, never while it is written."""
         shared = {"timestamp.json": self._tuf.bytes["timestamp"]}

@@ -119,6 +119,16 @@ class Cache:
             self._take_timestamp(metadata["timestamp.json"])
             self._asked = self._clock.monotonic()
 
+    async def trust_metadata(self) -> dict[str, bytes]:
+        """As ``Publisher.trust_metadata``, of what is here."""
+        whole = await self._compose("")
+        wanted = ("timestamp.json", ".snapshot.json", ".targets.json")
+        found = {name: data for name, data in whole.items() if name.endswith(wanted)}
+        for version in range(2, self._root.signed.version + 1):
+            if (data := self._files.read(f"{version}.root.json")) is not None:
+                found[f"{version}.root.json"] = data
+        return found
+
     async def check(self, signed: Signed) -> None:
         """Raises Untrusted unless the hub's present channels key signed it."""
         keys = trust.delegated_keys(await self._delegator({}), "channels")

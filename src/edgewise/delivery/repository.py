@@ -82,6 +82,12 @@ class Repository:
         signature = bytes.fromhex(self._online.sign(unsigned.signed_bytes).signature)
         return Signed(purpose, payload, self.online_id, signature)
 
+    def root_chain(self) -> dict[str, bytes]:
+        """Every root after the first by file name: what leads from a join to now."""
+        newest = self.roles["root"].signed.version
+        names = [f"{version}.root.json" for version in range(2, newest + 1)]
+        return {name: data for name in names if (data := self._files.read(name)) is not None}
+
     def key_lines(self, now: datetime) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""
         lines = []

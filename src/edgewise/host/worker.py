@@ -25,6 +25,7 @@ from edgewise.protocol.tasks import (
     OpenTask,
     Progress,
     RenewTask,
+    RetrustTask,
     Said,
     SignTask,
     Task,
@@ -71,6 +72,10 @@ class WorkerProcess:
     async def renew(self, *, rejoin: bool) -> None:
         """A new certificate on disk. Raises what the far end says."""
         await self._do(RenewTask(rejoin), None)
+
+    async def retrust(self) -> bool:
+        """See ``roles.node_certificate.Renewer``."""
+        return bool(await self._do(RetrustTask(), bool))
 
     async def join(self, task: JoinTask) -> None:
         """Join with a token, a TPM or a factory certificate."""

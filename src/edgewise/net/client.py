@@ -135,6 +135,8 @@ class Client:
     endpoint: Endpoint
     clock: Clock = field(default_factory=SystemClock)
     connections: int = CONNECTIONS
+    strangers: int = field(default=0, init=False)
+    """How often a server's certificate was not believed."""
     _free: asyncio.Semaphore = field(init=False)
     _idle: list[_Line] = field(default_factory=list, init=False)
     _open: set[_Line] = field(default_factory=set, init=False)
@@ -338,6 +340,7 @@ class Client:
                     host, port, ssl=self.endpoint.tls, limit=PIECE
                 )
         except ssl.SSLCertVerificationError as error:
+            self.strangers += 1
             raise Untrusted(
                 f"{url} has a certificate that we do not trust: {error.verify_message}",
                 hint="is the clock right, and is this the right address?",

@@ -7,13 +7,14 @@ travels over a second connection that is verified against that root, to a hub or
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from edgewise.identity.card import Card
 from edgewise.identity.names import is_server
 from edgewise.identity.ports import HubDoor
 from edgewise.identity.rotation import clock_is_wrong
-from edgewise.model.errors import EdgewiseError, TryLater, Untrusted
+from edgewise.model.errors import EdgewiseError, NotFound, TryLater, Untrusted
 from edgewise.net.client import Client, Endpoint
 from edgewise.net.tls import (
     CredentialFiles,
@@ -30,6 +31,7 @@ from edgewise.protocol.attest import (
     JoinChallenge,
     JoinChallengeRequest,
 )
+from edgewise.protocol.bundles import TrustReply
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
     JoinReply,
@@ -43,6 +45,8 @@ from edgewise.protocol.join import (
 )
 from edgewise.runtime.clock import Clock
 
+TRUST = 16 << 20
+"""Bytes of trust bundles and of the TUF metadata that verifies them."""
 REPLY = 4 << 20
 """Bytes of any answer here: a chain, roots, and the TUF root metadata."""
 
@@ -116,6 +120,29 @@ def by_identity(
     else:
         tls = client_context(credentials, check_time=check_time)
     return Doorway(Client(Endpoint(card.urls, tls, card.expects), clock))
+
+
+async def ask_for_trust(urls: tuple[str, ...], clock: Clock) -> TrustReply:
+    """Signed trust bundles from whoever answers first. Nothing in the answer is proven.
+
+    Raises TryLater when nobody answers, Untrusted for an answer of another shape.
+    """
+    async with Client(Endpoint(urls, unverified_context()), clock) as stranger:
+        answer = await stranger.request("GET", "/v1/trust", timeout=30.0, at_most=TRUST)
+    return decode(answer.body, TrustReply, what="the trust bundles", at_most=TRUST)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMetadata:
+    """TUF metadata that came with an answer, as a source (``delivery.ports.Source``)."""
+
+    files: Mapping[str, bytes]
+
+    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+        data = self.files.get(path.removeprefix("tuf/"))
+        if data is None or len(data) > at_most:
+            raise NotFound(f"the answer has no {path[:100]}")
+        yield data[start:]
 
 
 async def _root_of(url: str, token: Token, clock: Clock) -> tuple[bytes, ...]:

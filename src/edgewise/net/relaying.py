@@ -19,6 +19,7 @@ from edgewise.identity.names import RouteKind, Station, authorise
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.trust import trust_route
 from edgewise.net.api.workloads import workload_route
 from edgewise.net.client import HOLD_MARGIN_S, Client
 from edgewise.net.proving import proof_routes
@@ -43,6 +44,7 @@ from edgewise.protocol.attest import (
     JoinChallenge,
     JoinChallengeRequest,
 )
+from edgewise.protocol.bundles import TrustReply
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
     JoinReply,
@@ -79,6 +81,9 @@ class Content(Protocol):
 
     @property
     def stored_bytes(self) -> int: ...
+    async def trust_metadata(self) -> dict[str, bytes]:
+        """What verifies the trust bundles, from the root that nodes joined with."""
+
     async def ensure(self, path: str) -> None:
         """Have ``path`` on disk, verified. Raises NotFound, TryLater, Untrusted."""
 
@@ -184,6 +189,7 @@ class RelayRoutes:
                 at_most=limits.RECORD,
             ),
             workload_route(self.workloads),
+            trust_route(self.trust),
             Route(
                 "GET",
                 "/v1/roots",
@@ -263,6 +269,10 @@ class RelayRoutes:
         self.relaying.admit(node.name)
         record = self.relaying.known.nodes.get(node.name)
         return self.desk.answer(node, record, call.body, self.clock.now())
+
+    async def trust(self, call: Call[None]) -> TrustReply:
+        """GET /v1/trust."""
+        return TrustReply(self.relaying.known.bundles, await self.content.trust_metadata())
 
     async def roots(self, call: Call[None]) -> Roots:
         """GET /v1/roots."""

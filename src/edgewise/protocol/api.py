@@ -473,3 +473,46 @@ class Plan(msgspec.Struct, frozen=True):
     """Why the change would wait for a person, if it would."""
     warnings: tuple[SourceProblem, ...] = ()
     """What compiles but is probably not meant, such as a selector that matches nothing."""
+
+
+class RootLine(msgspec.Struct, frozen=True):
+    """One root certificate."""
+
+    state: Literal["signs", "next", "old"]
+    sha256: str
+    not_before: datetime
+    not_after: datetime
+    key_here: bool
+    """False: its key is in a safe, or destroyed."""
+
+
+class CaStatus(msgspec.Struct, frozen=True):
+    """`edgewise ca show`."""
+
+    organisation: str
+    stage: Literal["Stable", "Prepared", "Activated"]
+    roots: tuple[RootLine, ...]
+    """The one that signs first."""
+    bundles: int
+    """Sequence of the newest trust bundles."""
+    machines: int
+    """Nodes and relays, without those in quarantine."""
+    ready: int
+    """Those that have done their part in this stage of a rotation."""
+    waiting: tuple[str, ...]
+    """At most 20 names of those that have not."""
+    next_step: Literal["prepare", "activate", "retire", "cancel"]
+    open_tokens: int
+    """Join tokens that can still be used; they pin the root that signed when they were made."""
+    domains: tuple[str, ...] = ()
+    """Trust domains of this organisation."""
+
+
+class RotateRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A step of replacing the root."""
+
+    step: Literal["prepare", "activate", "retire", "cancel"]
+    force: bool = False
+    """Do not wait for machines that have not done their part: they rejoin later."""
+    dry_run: bool = False
+    """Check and say how things stand; change nothing."""

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from edgewise.protocol.channel import Signed
+
 
 class DomainBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One trust domain's keys (SPIFFE Trust Domain and Bundle specification, section 4)."""
@@ -35,3 +37,12 @@ class TrustBundles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     federated: dict[str, DomainBundle] = {}
     """Other organisations' trust domains, which workloads may be told to trust."""
     schema: Literal[1] = 1
+
+
+class TrustReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer of GET /v1/trust, for anyone."""
+
+    bundles: Signed | None = None
+    """None: this relay has none yet."""
+    metadata: dict[str, bytes] = {}
+    """TUF files by name: every root after the first, timestamp, snapshot and targets."""

@@ -54,6 +54,10 @@ class RenewTask(msgspec.Struct, frozen=True, tag="renew"):
     rejoin: bool
 
 
+class RetrustTask(msgspec.Struct, frozen=True, tag="retrust"):
+    """Ask whom to trust, over a connection that is not. Answer: whether that changed."""
+
+
 class JoinTask(msgspec.Struct, frozen=True, tag="join", omit_defaults=True):
     """Join with a token's text. Answer: nothing."""
 
@@ -70,7 +74,9 @@ class AttestTask(msgspec.Struct, frozen=True, tag="attest"):
     """Say anew what was booted. Answer: ``AttestReply``."""
 
 
-Task = VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | JoinTask | AttestTask
+Task = (
+    VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | RetrustTask | JoinTask | AttestTask
+)
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,31 +32,24 @@ from edgewise.host.secrets import SecretFiles
 from edgewise.host.worker import WorkerProcess
 from edgewise.identity import card as cards
 from edgewise.identity.card import Card
-from edgewise.identity.rotation import clock_is_wrong, renew_at
 from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater, behind
 from edgewise.model.names import Platform
-from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
-from edgewise.net.tls import client_context, small_tls_buffers
-from edgewise.protocol.codec import decode
+from edgewise.net.tls import small_tls_buffers
 from edgewise.protocol.join import Token
-from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.protocol.tasks import JoinTask
+from edgewise.roles.node_certificate import CertificateKeeper, Upstream, happens, read_card
 from edgewise.rollout.node import phase_of, target_release
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
-from edgewise.runtime.credentials import CredentialFiles, fingerprint, write_private
+from edgewise.runtime.credentials import CredentialFiles, write_private
 from edgewise.runtime.log import Level, Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
-OTHER_ROOT: Final = timedelta(hours=1)
-"""Over how long a fleet spreads its renewals after another root began to sign."""
 ATTEST_SPREAD: Final = timedelta(seconds=10)
 """Over which a site that comes back from a power cut spreads its first quotes."""
-RENEW_LOOK: Final = timedelta(hours=1)
-"""How often the certificate's time is looked at, because wall clocks are set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,71 +105,6 @@ def host_name() -> str:
 def _ended(error: EdgewiseError, log: Log) -> int:
     log.event("stopped", "error", problem=str(error), hint=error.hint)
     return error.exit_code
-
-
-def read_card(state: Path) -> Card:
-    """The node's identity. Raises NeedsPerson before it has joined."""
-    path = state / "identity" / cards.FILE
-    try:
-        return decode(path.read_bytes(), Card, what=str(path), at_most=cards.AT_MOST)
-    except OSError as error:
-        raise NeedsPerson(
-            f"this node has not joined: {path} is not there",
-            hint="make a token with `edgewise node token` at the hub; start with --token",
-        ) from error
-
-
-class Upstream:
-    """The line to the relay or hub, with a certificate that is renewed underneath it."""
-
-    def __init__(self, state: Path, clock: Clock) -> None:
-        self._state = state
-        self._clock = clock
-        self.refused = asyncio.Event()
-        """The far end does not take our certificate: rejoin."""
-        self.looked = asyncio.Event()
-        """Whom we trust has changed: look at the certificate again."""
-        self.card = read_card(state)
-        self._line = self._connect()
-
-    def _connect(self) -> SyncLine:
-        return SyncLine(Client(self._endpoint(), self._clock))
-
-    def _endpoint(self) -> Endpoint:
-        check_time = not clock_is_wrong(self._clock.now(), self.card.validity)
-        tls = client_context(CredentialFiles(self._state / "identity"), check_time=check_time)
-        return Endpoint(self.card.urls, tls, self.card.expects)
-
-    def retrusted(self) -> None:
-        """Believe the roots that are on disk now, from the next connection on."""
-        self._line.client.endpoint = self._endpoint()
-        self._line.client.forget_connections()
-        self.looked.set()
-
-    @property
-    def outdated(self) -> bool:
-        """Whether our certificate is from a root that signs no more: renew early."""
-        roots = CredentialFiles(self._state / "identity").root_certificates()
-        return self.card.outdated(tuple(map(fingerprint, roots)))
-
-    async def renewed(self) -> None:
-        """Read the new certificate; calls that wait break off and come again with it."""
-        old = self._line.client
-        self.card = read_card(self._state)
-        self._line = self._connect()
-        self.refused.clear()
-        await old.close()
-
-    async def exchange(self, request: SyncRequest, hold: timedelta) -> SyncReply | None:
-        try:
-            return await self._line.exchange(request, hold)
-        except CertificateRefused:
-            self.refused.set()
-            raise
-
-    async def close(self) -> None:
-        """Break off what waits."""
-        await self._line.client.close()
 
 
 class _Agent:
@@ -272,11 +200,17 @@ class _Agent:
         )
         supervisor.on_change = rollout.changed
         rollout.trusting, rollout.issuer = upstream.retrusted, upstream.card.root
+
+        def renewed() -> None:
+            rollout.issuer = upstream.card.root
+            rollout.changed()
+
+        keeper = CertificateKeeper(upstream, worker, self._clock, self._chance, self._log, renewed)
         parts = [
             rollout.run(),
             self._keep_files(rollout),
             self._keep_logs(machine),
-            self._keep_certificate(upstream, worker, rollout),
+            keeper.run(),
             self._watchdog(),
         ]
         async with asyncio.TaskGroup() as tasks:
@@ -331,7 +265,7 @@ class _Agent:
     async def _keep_files(self, rollout: NodeRollout) -> None:
         while True:
             rollout.moved.clear()
-            if await self._happens((rollout.moved,), rollout.drift_interval()):
+            if await happens((rollout.moved,), rollout.drift_interval(), self._clock):
                 continue  # another release runs, with an interval of its own
             await rollout.converge()
 
@@ -339,37 +273,6 @@ class _Agent:
         while True:
             await self._clock.sleep(LOG_LOOK)
             machine.trim_logs()
-
-    async def _keep_certificate(
-        self, upstream: Upstream, worker: WorkerProcess, rollout: NodeRollout
-    ) -> None:
-        backoff = Backoff(self._chance, first=timedelta(seconds=5), cap=timedelta(minutes=30))
-        fraction = self._chance.fraction()
-        early: datetime | None = None
-        while True:
-            upstream.looked.clear()
-            due = renew_at(upstream.card.validity, fraction)
-            if upstream.outdated:
-                # Not all at once, and after the relay, which renews its own CA at once.
-                early = early or self._clock.now() + OTHER_ROOT * (0.1 + 0.9 * fraction)
-                due = min(due, early)
-            wait = due - self._clock.now()
-            if wait > timedelta() and not upstream.refused.is_set():
-                await self._happens((upstream.refused, upstream.looked), min(wait, RENEW_LOOK))
-                continue
-            early = None
-            expired = self._clock.now() >= upstream.card.not_after
-            try:
-                await worker.renew(rejoin=expired or upstream.refused.is_set())
-                await upstream.renewed()
-            except EdgewiseError as error:
-                self._log.event("not renewed", "warning", problem=str(error), hint=error.hint)
-                await self._clock.sleep(backoff.next())
-            else:
-                self._log.event("renewed", until=upstream.card.not_after.isoformat())
-                rollout.issuer = upstream.card.root
-                rollout.changed()
-                backoff.reset()
 
     async def _keep_attested(self, worker: WorkerProcess) -> None:
         """Say what was booted: after every start, and as often as the hub asks."""
@@ -390,26 +293,12 @@ class _Agent:
             # A hub that names no sensible time must not make us busy, or silent for ever.
             await self._clock.sleep(timedelta(seconds=min(max(reply.next_s, 5.0), 30 * 86400.0)))
 
-    async def _happens(self, events: tuple[asyncio.Event, ...], within: timedelta) -> bool:
-        waits = [asyncio.ensure_future(self._clock.sleep(within))]
-        waits += [asyncio.ensure_future(_set(event)) for event in events]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return any(event.is_set() for event in events)
-
     async def _watchdog(self) -> None:
         """Tell the service manager that the loop turns (sd_watchdog_enabled(3))."""
         period = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while period > 0:
             tell_parent("WATCHDOG=1")
             await self._clock.sleep(timedelta(seconds=period))
-
-
-async def _set(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _zone() -> str:

@@ -26,6 +26,7 @@ from edgewise.net.server import Server, tune_memory
 from edgewise.net.waiters import Waiters
 from edgewise.roles.fleet_source import FleetSource
 from edgewise.roles.hub_parts import HubSettings, Upkeep, assemble
+from edgewise.roles.passphrase import passphrase_from
 from edgewise.rollout.on_hub import Rollouts
 from edgewise.runtime.chance import SystemChance
 from edgewise.runtime.clock import SystemClock
@@ -174,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--webhook-secret", type=Path)
     parser.add_argument("--hold", default="60s")
     parser.add_argument("--log-json", action="store_true")
+    parser.add_argument("--root-passphrase-file", type=Path)
+    parser.add_argument("--root-key", default="")
     given = parser.parse_args(arguments)
     try:
         settings = HubSettings(
@@ -189,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
             hold=duration("--hold", given.hold),
             webhook_secret=given.webhook_secret,
             log_json=given.log_json,
+            root_key=given.root_key,
+            root_passphrase=passphrase_from(given.root_passphrase_file),
         )
         uvloop.run(run(settings))
     except EdgewiseError as error:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,7 +20,7 @@ from edgewise.backends.git.reverts import GitReverts
 from edgewise.backends.git.signatures import CommitSignatures
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
-from edgewise.backends.pki.jwt import JwtKeyFiles
+from edgewise.backends.pki.keys import Passphrase, no_passphrase
 from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.enrolments import SqliteEnrolments
@@ -30,11 +30,11 @@ from edgewise.backends.sqlite.source import SqliteCommits
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_public
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
-from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
 from edgewise.model.labels import Labels
 from edgewise.net.api.attesting import Attestor, Surroundings
-from edgewise.net.api.bundles import Bundles, Ingredients
+from edgewise.net.api.authority import AuthorityRoutes
+from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
@@ -62,6 +62,8 @@ from edgewise.roles.fleet_source import (
     inputs_of,
     unsigned_of,
 )
+from edgewise.roles.hub_identity import open_identity, root_keys
+from edgewise.roles.root_rotation import Rotation
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.rollout.ports import Notice
 from edgewise.runtime.chance import Chance
@@ -102,6 +104,10 @@ class HubSettings:
     webhook_secret: Path | None = None
     """File with the secret of webhooks; none: webhooks are off."""
     log_json: bool = False
+    root_key: str = ""
+    """``pkcs11:`` URI of the token with the root's key; empty: a file below ``pki/``."""
+    root_passphrase: Passphrase = no_passphrase
+    """Opens the root's key where it is sealed, and seals new ones."""
 
 
 @dataclass(slots=True)
@@ -216,24 +222,17 @@ async def assemble(
     await rollouts.start()
     roster = PeopleAndMachines(stores.enrolments)
     await roster.load()
-    authority = Authority.open_or_create(settings.data / "pki", settings.organisation, clock)
+    authority = _authority(settings, clock)
     source = _source(settings, stores, rollouts, roster, (clock, chance, log))
-    bundles, keyring = await _bundles(settings, stores, authority, roster, clock)
+    mine = await open_identity(authority, stores.hub, publisher, roster, clock)
+    bundles = mine.bundles
 
-    def operator() -> bool:
-        folder, data = settings.data / "operator", str(settings.data.resolve())
-        recipient = source.recipient
-        return authority.keep_operator("admin", folder, urls[0], age_recipient=recipient, data=data)
-
+    operator = _operator(settings, authority, source, urls[0])
     upkeep, tls = _upkeep(
         settings, authority, stores, (clock, chance, log), (host, *urls), operator
     )
     waiters = Waiters(clock, chance, settings.hold), Waiters(clock, chance, settings.hold)
-    suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
-
-    def suspect(subject: str, what: str) -> None:
-        if not suspicions.full():  # the first thousand say it all
-            suspicions.put_nowait((subject, what))
+    suspicions, suspect = _suspicions()
 
     async def changed(name: str) -> None:
         await source.changed(name)
@@ -247,7 +246,6 @@ async def assemble(
     source.connect(waiters[0], relays)
     upkeep.bundles = bundles
     bundles.changed = lambda: _wake(waiters)
-    desk = Desk(authority.organisation, authority, keyring, lambda: bundles.current)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
     enroller = Enroller(
         stores.enrolments, authority, place, clock, chance, log, changed, source.join_rules
@@ -255,6 +253,8 @@ async def assemble(
     around = _surroundings(roster, source, records, rollouts, changed)
     attestor = Attestor(stores.enrolments, around, clock, chance, decisions)
     await attestor.load()
+    use = _use_authority(authority, upkeep, enroller)
+    rotation = Rotation(authority, bundles, roster, rollouts, stores.enrolments, clock, use)
     view = View(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock, attestor.of,
@@ -270,7 +270,9 @@ async def assemble(
         ),
         JoinRoutes(enroller, changed, journal, attestor),
         journal,
-        WorkloadRoutes(side, desk, clock),
+        WorkloadRoutes(side, mine.desk, clock),
+        mine.trust,
+        AuthorityRoutes(rotation, journal),
     )
     git = GitHttp(stores.repository.directory, _may_use_git, source.pushed)
     server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
@@ -313,30 +315,45 @@ def _surroundings(
     return Surroundings(roster, source.join_rules, labels, heard, changed)
 
 
+def _authority(settings: HubSettings, clock: Clock) -> Authority:
+    pki = settings.data / "pki"
+    keys = root_keys(pki, settings.root_key, settings.root_passphrase)
+    return Authority.open_or_create(pki, settings.organisation, clock, keys)
+
+
+def _suspicions() -> tuple[asyncio.Queue[tuple[str, str]], Callable[[str, str], None]]:
+    suspicions: asyncio.Queue[tuple[str, str]] = asyncio.Queue(SUSPICIONS)
+
+    def suspect(subject: str, what: str) -> None:
+        if not suspicions.full():  # the first thousand say it all
+            suspicions.put_nowait((subject, what))
+
+    return suspicions, suspect
+
+
+def _operator(
+    settings: HubSettings, authority: Authority, source: FleetSource, url: str
+) -> Callable[[], bool]:
+    """Keeps the first operator's folder."""
+    folder, data = settings.data / "operator", str(settings.data.resolve())
+    return lambda: authority.keep_operator(
+        "admin", folder, url, age_recipient=source.recipient, data=data
+    )
+
+
+def _use_authority(authority: Authority, upkeep: Upkeep, enroller: Enroller) -> Callable[[], None]:
+    """Makes everything use the roots as they are now, after a step of their rotation."""
+
+    def use() -> None:
+        upkeep.renew_certificate()
+        enroller.place = replace(enroller.place, root_sha256=authority.root_sha256)
+
+    return use
+
+
 def _wake(waiters: tuple[Waiters, Waiters]) -> None:
     for some in waiters:
         some.wake_all()
-
-
-async def _bundles(
-    settings: HubSettings,
-    stores: Stores,
-    authority: Authority,
-    roster: PeopleAndMachines,
-    clock: Clock,
-) -> tuple[Bundles, JwtKeyFiles]:
-    """Trust bundles as they are now, and the hub's JWT keys."""
-    keyring = JwtKeyFiles(settings.data / "pki" / "jwt", clock)
-
-    async def sign(payload: bytes) -> Signed:
-        return stores.publisher.sign_bundles(payload)
-
-    ingredients = Ingredients(authority.organisation, lambda: authority.roots, keyring, roster)
-    bundles = Bundles(stores.hub, sign, ingredients, clock)
-    await bundles.load()
-    await bundles.sign_again(stores.publisher.channels_key)
-    await bundles.refresh()
-    return bundles, keyring
 
 
 def _source(

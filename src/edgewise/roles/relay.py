@@ -37,8 +37,9 @@ from edgewise.identity.rotation import renew_at
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, behind
 from edgewise.model.quantity import parse_bytes
-from edgewise.net.client import Client, Endpoint, HttpSource
-from edgewise.net.joining import Doorway, by_identity, by_token
+from edgewise.net.client import CertificateRefused, Client, Endpoint, HttpSource
+from edgewise.net.http1 import ClosedEarly
+from edgewise.net.joining import Doorway, ask_for_trust, by_identity, by_token
 from edgewise.net.relaying import HubOverHttps, RelayRoutes, WaitingNodes
 from edgewise.net.server import Listen, Server
 from edgewise.net.tls import client_context, reload, server_context
@@ -46,6 +47,7 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import Token
+from edgewise.protocol.sync import RelayNews
 from edgewise.rollout.on_relay import Pace, Relaying
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
@@ -55,6 +57,9 @@ from edgewise.runtime.log import Log, StreamLog
 
 HUB_CONNECTIONS: Final = 8
 """One held poll, one report, and downloads for the cache."""
+TRUST_LOOK: Final = timedelta(seconds=2)
+"""How soon after it does not believe the hub a relay asks whom to believe; it then asks less
+and less often."""
 LONGEST_SLEEP: Final = timedelta(hours=1)
 """Between two looks at the clock: it may be set right at any moment."""
 
@@ -153,6 +158,7 @@ async def run(settings: RelaySettings, ready: Callable[[str], None] | None = Non
             tasks.create_task(parts.relaying.follow())
             tasks.create_task(parts.relaying.report())
             tasks.create_task(_keep_identity(parts, clock, chance, log))
+            tasks.create_task(_ask_whom_to_believe(parts, clock, chance, log))
             _say_ready(settings.state, url, parts.card.spiffe_id)
             if ready is not None:
                 ready(url)
@@ -280,6 +286,27 @@ async def _keep_identity(parts: _Parts, clock: Clock, chance: Chance, log: Log) 
             backoff.reset()
 
 
+async def _ask_whom_to_believe(parts: _Parts, clock: Clock, chance: Chance, log: Log) -> None:
+    """Where the hub's certificate is not believed, the root may have been replaced while this
+    relay was away: the signed trust bundles say."""
+    backoff = Backoff(chance, first=TRUST_LOOK, cap=timedelta(minutes=30))
+    seen = 0
+    while True:
+        await clock.sleep(backoff.next())
+        if parts.client.strangers == seen:
+            backoff.reset()
+            continue
+        seen = parts.client.strangers
+        try:
+            reply = await ask_for_trust(parts.client.endpoint.urls, clock)
+            news = RelayNews(
+                reply.metadata, cursor=parts.relaying.known.cursor, bundles=reply.bundles
+            )
+            await parts.relaying.learn(news)
+        except EdgewiseError as error:
+            log.event("the hub is not believed", "warning", because=str(error), hint=error.hint)
+
+
 async def _look_again(looked: asyncio.Event, clock: Clock, within: timedelta) -> None:
     waits = asyncio.create_task(looked.wait()), asyncio.create_task(clock.sleep(within))
     try:
@@ -291,10 +318,23 @@ async def _look_again(looked: asyncio.Event, clock: Clock, within: timedelta) ->
 
 async def _renew(parts: _Parts, clock: Clock) -> None:
     expired = not parts.card.validity.holds(clock.now())
-    card = msgspec.structs.replace(parts.card, urls=parts.client.endpoint.urls)
-    line = by_identity(card, parts.identity.credentials, clock, expired=expired)
     try:
-        parts.card = await (rejoin if expired else renew)(parts.identity, line)
+        await _renew_once(parts, clock, rejoining=expired)
+    except (CertificateRefused, ClosedEarly):
+        if expired or not parts.outdated:
+            raise
+        # From a root that the hub trusts no more: the enrolment key still says who we are.
+        expired = True
+        await _renew_once(parts, clock, rejoining=True)
+    if expired:  # a rejoin brings no regional CA
+        await _renew_once(parts, clock, rejoining=False)
+
+
+async def _renew_once(parts: _Parts, clock: Clock, *, rejoining: bool) -> None:
+    card = msgspec.structs.replace(parts.card, urls=parts.client.endpoint.urls)
+    line = by_identity(card, parts.identity.credentials, clock, expired=rejoining)
+    try:
+        parts.card = await (rejoin if rejoining else renew)(parts.identity, line)
     finally:
         await line.close()
     _use_files(parts, clock)

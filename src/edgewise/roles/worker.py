@@ -33,7 +33,7 @@ from edgewise.identity.rotation import clock_is_wrong
 from edgewise.model.errors import EdgewiseError, NeedsPerson
 from edgewise.model.names import Platform
 from edgewise.net.client import Client, Endpoint, HttpSource
-from edgewise.net.joining import by_identity, by_token
+from edgewise.net.joining import HeldMetadata, ask_for_trust, by_identity, by_token
 from edgewise.net.tls import client_context, small_tls_buffers
 from edgewise.protocol.attest import AttestReply
 from edgewise.protocol.channel import NodeRecord, Signed
@@ -51,6 +51,7 @@ from edgewise.protocol.tasks import (
     OpenTask,
     Progress,
     RenewTask,
+    RetrustTask,
     Said,
     SignTask,
     Task,
@@ -180,6 +181,19 @@ class InProcessWorker:
         finally:
             await doorway.close()
 
+    async def retrust(self) -> bool:
+        """Ask whom to trust, over a connection that proves nothing; whether that changed.
+
+        What is answered is verified by the TUF root that came with the join. Raises Untrusted
+        for bundles that the hub did not sign, or older ones than were seen.
+        """
+        reply = await ask_for_trust(self.identity.card().urls, self.clock)
+        if reply.bundles is None:
+            return False
+        trusted = self._trust()
+        found = await trusted.bundles(reply.bundles, HeldMetadata(reply.metadata))
+        return identity.trust(self.identity, found)
+
     async def join(self, task: JoinTask) -> None:
         """Join with a token, a TPM or a factory certificate; repeating it is harmless."""
         parsed = Token.parse(task.token)
@@ -218,6 +232,8 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
             return await worker.open_sealed(sealed)
         case RenewTask(rejoin):
             return await worker.renew(rejoin=rejoin)
+        case RetrustTask():
+            return await worker.retrust()
         case JoinTask():
             return await worker.join(task)
         case AttestTask():

@@ -17,6 +17,7 @@ from edgewise.identity.ports import Enrolled
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Forbidden, NotFound
 from edgewise.model.names import SpiffeId
+from edgewise.net.api.authority import AuthorityRoutes, Rotator
 from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.commits import CommitRoutes, Hooks
 from edgewise.net.api.everything import Groups, hub_routes
@@ -28,6 +29,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.api.trust import TrustRoutes
 from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.published import Board
 from edgewise.net.routes import Peer
@@ -183,6 +185,7 @@ class LoopbackHub:
         self.journal: Journal
         self.nodes: NodeSync
         self.bundles: Bundles | None = None
+        self.rotator: Rotator | None = None
         self.waiters: tuple[Waiters, Waiters]
 
     @classmethod
@@ -244,6 +247,7 @@ class LoopbackHub:
             self.source, self.journal, self.clock,
         )  # fmt: skip
         people: Any = self.people
+        nothing: Any = None
         return Groups(
             NodeSync(side, self.waiters[0], self.clock),
             RelaySide(side, self.waiters[1], self.clock),
@@ -256,6 +260,8 @@ class LoopbackHub:
             JoinRoutes(self.joins, self._membership, self.journal),
             self.journal,
             WorkloadRoutes(side, self._desk(), self.clock),
+            TrustRoutes(self.bundles or nothing, self.publisher.trust_metadata),
+            AuthorityRoutes(self.rotator or nothing, self.journal),
         )
 
     async def _membership(self, name: str) -> None:

@@ -10,26 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.exceptions import InvalidSignature
 
 from edgewise.backends.pki.certificates import (
     Hosts,
-    Key,
     Signer,
     der,
     hosts_of,
     key_pem,
     make_key,
     make_regional,
-    make_root,
     make_svid,
-    read_key,
     requested_key,
     validity_of,
 )
+from edgewise.backends.pki.keys import FileKeys, KeyStore
+from edgewise.backends.pki.roots import ROOT, Roots, organisation_of, read_certificate
 from edgewise.identity.names import HUB, Organisation
 from edgewise.identity.ports import Issued, Issuer, RootIssuer, WorkloadIssuer
 from edgewise.identity.rotation import renew_at
@@ -47,37 +45,6 @@ from edgewise.runtime.credentials import (
 )
 
 
-class KeyStore(Protocol):
-    """Where CA keys live. ``FileKeys`` here; a PKCS#11 token or a KMS can stand behind it."""
-
-    def load(self, name: str) -> Key | None: ...
-    def create(self, name: str) -> Key: ...
-
-
-@dataclass(frozen=True, slots=True)
-class FileKeys:
-    """Keys as PKCS#8 files with mode 0600 in one directory."""
-
-    directory: Path
-
-    def load(self, name: str) -> Key | None:
-        """None when there is no such key. Raises NeedsPerson when it cannot be used."""
-        path = self.directory / f"{name}.key"
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise NeedsPerson(f"the key {path} cannot be read: {error.strerror}") from error
-        return read_key(data, str(path))
-
-    def create(self, name: str) -> Key:
-        """A new key; an old one of this name is replaced."""
-        key = make_key()
-        write_private(self.directory / f"{name}.key", key_pem(key))
-        return key
-
-
 @dataclass(slots=True)
 class Authority:
     """The hub's: the root and one CA for each region it issues for. See ``open_or_create``."""
@@ -85,8 +52,7 @@ class Authority:
     directory: Path
     organisation: Organisation
     clock: Clock
-    keys: KeyStore
-    root: x509.Certificate
+    root: Roots
     _signers: dict[str, Signer] = field(default_factory=dict)
 
     @classmethod
@@ -95,33 +61,27 @@ class Authority:
     ) -> Authority:
         """Open ``pki/``; make a root first where there is none.
 
-        Raises NeedsPerson when the root belongs to another organisation or is damaged.
+        ``keys`` holds the root's key; files in ``directory`` by default. Raises NeedsPerson
+        when the root belongs to another organisation or is damaged.
         """
         names = Organisation(organisation)
         store = keys or FileKeys(directory)
-        path = directory / "root.pem"
-        if not path.exists():
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            made = make_root(organisation, clock.now())
-            # The key first: a root without its key would be there for ever.
-            write_private(directory / "root.key", key_pem(made.key))
-            write_private(path, pem_of([der(made.certificate)]).encode(), mode=0o644)
-        root = _certificate(path)
-        if (found := _name_of(root)) != organisation:
-            raise NeedsPerson(
-                f"the root in {directory} is of organisation {found!r}, not {organisation!r}",
-                hint="use the name the hub was made with, or another --data directory",
-            )
-        return cls(directory, names, clock, store, root)
+        return cls(
+            directory, names, clock, Roots.open_or_create(directory, organisation, clock, store)
+        )
 
     @property
     def roots(self) -> tuple[bytes, ...]:
-        return (der(self.root),)
+        return self.root.trusted
 
     @property
     def root_sha256(self) -> str:
         """What tokens pin."""
         return fingerprint(self.roots[0])
+
+    def rotated(self) -> None:
+        """Another root signs now: regional CAs are made anew when they are needed next."""
+        self._signers.clear()
 
     def issue(self, identity: SpiffeId, csr: bytes, urls: tuple[str, ...] = ()) -> Issued:
         """See ``Issuer``."""
@@ -148,7 +108,7 @@ class Authority:
         key = requested_key(csr)
         hosts = Hosts.of_urls(urls)
         domain = self.organisation.domain(region)
-        return (der(make_regional(self._root_signer(), domain, key, hosts, self.clock.now())),)
+        return (der(make_regional(self.root.signer(), domain, key, hosts, self.clock.now())),)
 
     def issue_hub(self, credentials: CredentialFiles, hosts: Hosts) -> Issued:
         """Make the hub's own serving certificate and write it to ``credentials``."""
@@ -241,32 +201,31 @@ class Authority:
         if not path.exists():
             return None
         key = FileKeys(self.directory / "ca").load(region)
-        certificate = _certificate(path)
+        certificate = read_certificate(path)
         if key is None or key.public_key() != certificate.public_key():
             return None  # A crash between the two files: make both again.
-        return Signer(certificate, key)
+        return Signer(certificate, key) if self._is_active(certificate) else None
+
+    def _is_active(self, certificate: x509.Certificate) -> bool:
+        """Whether the root that signs now signed it."""
+        try:
+            certificate.verify_directly_issued_by(self.root.active)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     def _make_signer(self, region: str, old: Signer | None, now: datetime) -> Signer:
         domain = self.organisation.hub_domain if region == HUB else self.organisation.domain(region)
-        if old is not None and self.keys.load("root") is None:
+        if old is not None and not self.root.keys.has(ROOT):
             if now < old.certificate.not_valid_after_utc:
                 return old  # The root is in its safe; the old CA still does.
-        root = self._root_signer()
+        root = self.root.signer()
         key = FileKeys(self.directory / "ca").create(region)
         certificate = make_regional(root, domain, key.public_key(), None, now)
         write_private(
             self.directory / "ca" / f"{region}.pem", pem_of([der(certificate)]).encode(), mode=0o644
         )
         return Signer(certificate, key)
-
-    def _root_signer(self) -> Signer:
-        key = self.keys.load("root")
-        if key is None:
-            raise NeedsPerson(
-                "this needs the root's key, which is not here",
-                hint=f"put root.key back into {self.directory} for as long as it takes",
-            )
-        return Signer(self.root, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +254,7 @@ class RegionalAuthority:
                 f"the CA key in {directory} does not belong to its certificate",
                 hint="join the relay again with a new token",
             )
-        organisation = Organisation(_name_of(certificate))
+        organisation = Organisation(organisation_of(certificate))
         return cls(organisation, region, Signer(certificate, key, chain[1:]), roots, clock)
 
     @property
@@ -337,19 +296,6 @@ class RegionalAuthority:
 def _past_half(certificate: x509.Certificate, now: datetime) -> bool:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= begin + (end - begin) / 2
-
-
-def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_der_x509_certificate(certificates_in(path)[0])
-    except ValueError as error:
-        raise NeedsPerson(
-            f"{path} cannot be read: {error}", hint="put it back from a backup"
-        ) from error
-
-
-def _name_of(certificate: x509.Certificate) -> str:
-    return str(certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
 
 
 def _meets_its_port(hub: Authority, relay: RegionalAuthority) -> tuple[RootIssuer, Issuer]:

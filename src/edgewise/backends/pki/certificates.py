@@ -27,7 +27,7 @@ from edgewise.model.names import SpiffeId
 CUSHION: Final = timedelta(seconds=10)
 """Certificates begin this much in the past: clocks of peers differ (SPIRE does the same)."""
 ROOT_LIFE: Final = timedelta(days=3650)
-"""It is in every node's hands; changing it needs a visit to all of them."""
+"""Replace it before it ends: `edgewise ca rotate-root` (identity.root_rotation)."""
 CA_LIFE: Final = timedelta(days=365)
 """Regional CAs; for a relay also the longest that it can work without the hub."""
 LIFE: Final[dict[str, timedelta]] = {
@@ -157,10 +157,10 @@ def requested_key(csr: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def make_root(organisation: str, now: datetime) -> Signer:
-    """A self-signed root."""
-    key = make_key()
-    subject = _subject(organisation, f"Edgewise root of {organisation}")
+def make_root(organisation: str, now: datetime, key: Key) -> Signer:
+    """A self-signed root. Its subject names the key: two roots must not look the same."""
+    short = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8]
+    subject = _subject(organisation, f"Edgewise root {short} of {organisation}")
     builder = _builder(subject, subject, key.public_key(), (now - CUSHION, now + ROOT_LIFE))
     builder = _as_ca(builder, key.public_key(), 1)
     return Signer(_sign(builder, key, key.public_key()), key)

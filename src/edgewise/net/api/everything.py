@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edgewise.net.api.authority import AuthorityRoutes
 from edgewise.net.api.commits import CommitRoutes
 from edgewise.net.api.fleet import FleetRoutes
 from edgewise.net.api.joining import JoinRoutes
@@ -14,6 +15,7 @@ from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import NodeSync
+from edgewise.net.api.trust import TrustRoutes
 from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.openapi import describe
 from edgewise.net.routes import Route
@@ -32,6 +34,8 @@ class Groups:
     joining: JoinRoutes
     journal: Journal
     workloads: WorkloadRoutes
+    trust: TrustRoutes
+    authority: AuthorityRoutes
 
 
 def hub_routes(groups: Groups) -> list[Route]:
@@ -45,6 +49,8 @@ def hub_routes(groups: Groups) -> list[Route]:
         *groups.supply.routes(),
         *groups.joining.routes(),
         *groups.workloads.routes(),
+        *groups.trust.routes(),
+        *groups.authority.routes(),
         *groups.journal.routes(),
     ]
     return [*routes, *meta_routes(routes)]
@@ -63,5 +69,7 @@ def description() -> dict[str, Any]:
         JoinRoutes(nothing, nothing, nothing),
         Journal(nothing, nothing, nothing),
         WorkloadRoutes(nothing, nothing, nothing),
+        TrustRoutes(nothing, nothing),
+        AuthorityRoutes(nothing, nothing),
     )
     return describe(hub_routes(groups))
