@@ -51,5 +51,9 @@ schemas: setup
 	$(BIN)/python -m edgewise openapi --write docs/openapi.json
 	$(BIN)/python -m edgewise reference --write docs/cli.md
 
+.PHONY: bench-setup
+bench-setup:
+	apt-get install -y --no-install-recommends nginx-light wrk
+
 bench-%: setup
 	$(BIN)/python bench/$*.py $(ARGS)

@@ -33,6 +33,7 @@ Reason = Literal[
     "untrusted",
     "peer",
     "not-mtls",
+    "rejected",
     "protocol",
     "malformed",
     "busy",
@@ -218,7 +219,7 @@ class Policy:
     def decide(self, subject: Subject, target: Target) -> Allowed | Refused:
         """The first rule that fits, or why there is none."""
         fitting = self.fitting(subject, target)
-        return fitting if isinstance(fitting, Refused) else choose(fitting, target)
+        return fitting if isinstance(fitting, Refused) else choose(fitting, target.path)
 
     def fitting(self, subject: Subject, target: Target) -> tuple[Allowed, ...] | Refused:
         """Every rule that fits but for the path, in order, up to one that has no paths.
@@ -392,11 +393,11 @@ def _alike(rule_host: str, host: str) -> bool:
     return ours == theirs or rule_host.removeprefix("*.") == host
 
 
-def choose(fitting: tuple[Allowed, ...], target: Target) -> Allowed | Refused:
+def choose(fitting: tuple[Allowed, ...], path: str) -> Allowed | Refused:
     """The first of these rules that lets the path through."""
     if not fitting[0].rule.paths:
         return fitting[0]
-    path = target.path.partition("?")[0]
+    path = path.partition("?")[0]
     trick = _trick(path)
     for allowed in fitting:
         prefixes = allowed.rule.paths
@@ -412,7 +413,7 @@ def choose(fitting: tuple[Allowed, ...], target: Target) -> Allowed | Refused:
         )
     return Refused(
         "path",
-        f"path {path[:200]!r} is not allowed at {target.host}:{nearest.port}; "
+        f"path {path[:200]!r} is not allowed at {nearest.rule.host}:{nearest.port}; "
         f"the rule has {', '.join(nearest.rule.paths)}",
         "add its prefix to paths",
         nearest.name,

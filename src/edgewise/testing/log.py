@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from edgewise.runtime.log import Level, Log
 
 
@@ -11,11 +13,23 @@ class ListLog:
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, object]]] = []
 
+        self._waiting: dict[str, asyncio.Event] = {}
+
+    async def said(self, what: str) -> None:
+        """Wait for a line of this kind."""
+        if not any(line[0] == what for line in self.lines):
+            await self._waiting.setdefault(what, asyncio.Event()).wait()
+
+    def _add(self, what: str, fields: dict[str, object]) -> None:
+        self.lines.append((what, fields))
+        if what in self._waiting:
+            self._waiting[what].set()
+
     def event(self, what: str, /, level: Level = "info", **fields: object) -> None:
-        self.lines.append((what, {"level": level, **fields}))
+        self._add(what, {"level": level, **fields})
 
     def decision(self, what: str, /, *, because: object, **fields: object) -> None:
-        self.lines.append((what, {"because": because, **fields}))
+        self._add(what, {"because": because, **fields})
 
 
 def _meets_its_port(log: ListLog) -> Log:
