@@ -169,3 +169,33 @@ async def test_own_branches_only_move_forward(tmp_path: Path, work: WorkTree) ->
     assert done.returncode
     done = work.git("push", str(repository.directory), "main:refs/edgewise/accepted", check=False)
     assert "hidden ref" in done.stderr
+
+
+async def test_no_process_is_started_to_learn_that_nothing_moved(
+    repository: GitRepository, work: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = work.commit({"edgewise.yaml": "a: 1\n"})
+    await deliver(repository, work)
+    assert await repository.head() == first
+    await repository.snapshot(first)
+    await repository.accept(first)
+    started: list[str] = []
+    attempt = repository.git.attempt
+
+    async def counted(*arguments: str, **more):
+        started.append(arguments[0])
+        return await attempt(*arguments, **more)
+
+    monkeypatch.setattr(repository.git, "attempt", counted)
+    assert await repository.head() == first
+    await repository.snapshot(first)
+    await repository.accept(first)
+    assert started == []
+    await repository.git.run("pack-refs", "--all")
+    assert await repository.head() == first
+    second = work.commit({"edgewise.yaml": "a: 2\n"})
+    await deliver(repository, work)
+    assert await repository.head() == second, "a packed ref that moves is seen"
+    work.git("reset", "--quiet", "--hard", first)
+    await repository.git.run("update-ref", repository.ref, first)
+    assert await repository.head() == first

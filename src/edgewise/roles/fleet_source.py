@@ -44,7 +44,12 @@ from edgewise.sync.on_hub import Awaiting, Held, Rejected, SourceFollower
 from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, JoinedNode
 
 SETTLE: Final = timedelta(milliseconds=20)
-"""Machines that join together are one look."""
+"""What comes together is one look."""
+CROWD: Final = timedelta(milliseconds=150)
+"""While machines keep joining at shorter distances than this, a look waits for them ..."""
+PATIENCE: Final = timedelta(seconds=1)
+"""... but no longer than this: a look costs as much for one as for a thousand, and a machine
+that has joined has its certificate already; it waits for a place in a fleet."""
 RETRY: Final = timedelta(seconds=5)
 FIRST_LOOK: Final = timedelta(seconds=20)
 """How long a join is held after a start: who may join stands in the repo."""
@@ -104,6 +109,10 @@ class FleetSource:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._due = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Git may have moved: that waits for no crowd."""
+        self._came = asyncio.Event()
+        """A machine joined, left or was quarantined since this was cleared."""
         self._looked = asyncio.Condition()
         self._looks = 0
         self._nodes: Waiters | None = None
@@ -162,14 +171,31 @@ class FleetSource:
 
     async def _follow_git(self) -> None:
         async for _ in self._parts.watch.changes():
+            self._hurry.set()
             self._due.set()
+
+    async def _gather(self) -> None:
+        """Let what comes together come, before one look at all of it."""
+        clock = self._parts.clock
+        await clock.sleep(SETTLE)
+        end = clock.monotonic() + PATIENCE.total_seconds()
+        while self._came.is_set() and not self._hurry.is_set() and clock.monotonic() < end:
+            self._came.clear()
+            pause = asyncio.ensure_future(clock.sleep(CROWD))
+            hurry = asyncio.ensure_future(self._hurry.wait())
+            try:
+                await asyncio.wait({pause, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                pause.cancel()
+                hurry.cancel()
 
     async def _look_for_ever(self) -> None:
         self._due.set()
         while True:
             await self._due.wait()
-            await self._parts.clock.sleep(SETTLE)
-            self._due.clear()
+            await self._gather()
+            for event in (self._due, self._hurry, self._came):
+                event.clear()
             try:
                 await self._look()
             except TryLater as error:
@@ -331,6 +357,7 @@ class FleetSource:
 
     def look_again(self) -> None:
         """What a compile depends on has changed, although git has not moved."""
+        self._hurry.set()
         self._due.set()
 
     async def commit(self, revision: str) -> CommitSeen:
@@ -360,6 +387,7 @@ class FleetSource:
                 self._relays.wake()
         if self._nodes is not None:
             self._nodes.wake(name)
+        self._came.set()
         self._due.set()
 
     async def pushed(self, push: Push) -> tuple[str, ...]:
@@ -370,6 +398,7 @@ class FleetSource:
             return (f"edgewise follows {parts.repository.branch}; this push changes nothing",)
         seen = self._looks
         parts.watch.poke()
+        self._hurry.set()
         self._due.set()
         async with self._looked:
             await self._looked.wait_for(lambda: self._looks > seen)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from edgewise.backends.git.repository import GitRepository
+from edgewise.backends.git.repository import GitRepository, file_stamp
 from edgewise.model.errors import EdgewiseError
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
@@ -115,7 +115,7 @@ class GitWatch:
 
     def _stamp(self) -> object:
         """Changes whenever the branch moved on disk (loose ref or packed-refs)."""
-        return tuple(_file_stamp(path) for path in self._watched)
+        return tuple(file_stamp(path) for path in self._watched)
 
 
 def _ref_files(repository: GitRepository) -> tuple[Path, ...]:
@@ -127,11 +127,3 @@ def _ref_files(repository: GitRepository) -> tuple[Path, ...]:
             return ()
         directory = local / ".git" if (local / ".git").is_dir() else local
     return (directory / repository.ref, directory / "packed-refs")
-
-
-def _file_stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

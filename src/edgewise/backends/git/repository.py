@@ -88,6 +88,9 @@ class GitRepository:
         self._blobs = _Blobs(self._bounds.total)
         self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
         self._reading = asyncio.Lock()
+        self._head: tuple[object, str | None] | None = None
+        """What ``head`` said last, and the state of the branch's files before it did."""
+        self._accepted = ""
 
     @property
     def branch(self) -> str:
@@ -145,9 +148,25 @@ class GitRepository:
         return bool(listed.strip())
 
     async def head(self) -> str | None:
-        """Commit id of the followed branch; None while it has no commit."""
+        """Commit id of the followed branch; None while it has no commit.
+
+        No process while the files of the branch are as they were: a thousand machines that
+        join make the hub look at git as often.
+        """
+        stamp = self._stamp()
+        if stamp is not None and self._head is not None and self._head[0] == stamp:
+            return self._head[1]
         done = await self.git.attempt("rev-parse", "--verify", "--quiet", f"{self.ref}^{{commit}}")
-        return done.out.decode().strip() or None
+        head = done.out.decode().strip() or None
+        self._head = (stamp, head) if stamp is not None else None
+        return head
+
+    def _stamp(self) -> object:
+        """Changes with the branch, loose or packed; None where refs are kept otherwise."""
+        stamps = tuple(
+            file_stamp(self.directory / name) for name in (self.ref, "packed-refs", "HEAD")
+        )
+        return stamps if stamps[0] or stamps[1] else None
 
     async def resolve(self, revision: str) -> str:
         """Full commit id of a branch, tag, abbreviation or ``main@sha1:...``; or NotFound."""
@@ -182,7 +201,9 @@ class GitRepository:
 
     async def accept(self, commit: str) -> None:
         """Remember ``commit`` as the last good revision: it was verified and compiled."""
-        await self.git.run("update-ref", _ACCEPTED, commit)
+        if commit != self._accepted:
+            await self.git.run("update-ref", _ACCEPTED, commit)
+            self._accepted = commit
 
     async def accepted(self) -> str | None:
         """The last good revision, over restarts; None before the first."""
@@ -196,6 +217,9 @@ class GitRepository:
         bytes. Raises NotFound for an unknown revision, NeedsPerson for too many files or
         too many bytes in all.
         """
+        kept = self._snapshots.get(revision)
+        if kept is not None:
+            return kept
         commit = await self.resolve(revision)
         async with self._reading:
             kept = self._snapshots.get(commit)
@@ -309,6 +333,15 @@ def _author_and_subject(commit: bytes) -> tuple[str, str]:
     name = author.rpartition(b">")[0] + b">" if b">" in author else author
     subject = message.strip().split(b"\n", 1)[0]
     return name.decode(errors="replace")[:200], subject.decode(errors="replace")[:200]
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Differs whenever git has replaced the file; None when it is not there."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 class _Blobs:
