@@ -340,7 +340,7 @@ class WaitingNodes:
 
     def wake(self, names: Iterable[str]) -> int:
         """End the polls of these nodes; returns how many were held."""
-        return sum(self.waiters.wake(name) for name in names)
+        return self.waiters.wake_each(names)
 
 
 def _passed_on(path: str, summary: str, answer: Answer, request: type) -> Route:

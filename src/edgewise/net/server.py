@@ -9,6 +9,7 @@ a minute each.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import re
 import resource
@@ -42,6 +43,11 @@ EVENT_HEARTBEAT: Final = timedelta(seconds=15)
 SLICE: Final = 2 << 10
 """Bytes of a shared answer written at once. OpenSSL keeps a buffer of the largest write for
 as long as a connection lives: 10 KB for each of 10,000 nodes after one wake-up."""
+
+LARGE_BLOCK: Final = 128 << 10
+"""Bytes from which on a block of memory is a mapping of its own: glibc's first value, kept."""
+_M_MMAP_THRESHOLD: Final = -3
+"""malloc.h."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -347,6 +353,21 @@ def tune_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    _map_large_blocks()
+
+
+def _map_large_blocks() -> None:
+    """Keep every TLS connection's read buffer in a mapping of its own (mallopt(3)).
+
+    uvloop gives each connection 256 KiB and uses the first page or two. On the heap, where
+    glibc moves such blocks after the first of them was freed, they take over pages that
+    others have written to: 19 KB more for each of 10,000 nodes. Other C libraries do
+    without.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+    except (OSError, AttributeError):
+        return
 
 
 async def _read(request: web.BaseRequest, at_most: int) -> bytes:

@@ -3,12 +3,18 @@
 A change of a fleet's channel wakes only the nodes whose target it changes; the others see
 the new channel when their hold ends, which spreads them over a minute. One loop ends the
 holds, so ten thousand polls cost ten thousand heap entries and no timers of their own.
+
+A crowd is woken in two beats: a vanguard at once, everybody else a moment later. The first
+nodes have then fetched what is new while nobody stands in their way, and what they fetched
+lies in the caches of relays and CDN when the crowd comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
@@ -21,6 +27,12 @@ Outcome = Literal["woken", "ended"]
 
 TICK: Final = timedelta(milliseconds=250)
 """How late a hold may end."""
+VANGUARD: Final = 16
+"""Nodes of the first beat: enough for a cache to see every platform and variant, few enough
+that a hub of two cores answers them and their downloads within the pause."""
+SECOND_BEAT: Final = timedelta(milliseconds=200)
+"""What the crowd waits: a vanguard on a local network has fetched a small release by then,
+and nobody notices it in a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +46,19 @@ class Standing:
 
 
 class Targets:
-    """``Channel.target`` for many nodes: the bitmaps are unpacked once."""
+    """``Channel.target`` for many nodes.
+
+    Keeps the bitmaps as they are, a bit a node: a hub remembers many channels.
+    """
+
+    __slots__ = ("_candidate", "_quarantined", "_stable", "_stay", "_wave")
 
     def __init__(self, channel: Channel) -> None:
         self._stable = channel.stable
         candidate = channel.candidate if channel.candidate not in channel.quarantined else ""
         self._candidate = candidate
-        self._wave = frozenset(Bitmap(channel.wave)) if candidate else frozenset[int]()
-        self._stay = frozenset(Bitmap(channel.stay))
+        self._wave = Bitmap(channel.wave if candidate else b"")
+        self._stay = Bitmap(channel.stay)
         self._quarantined = frozenset(channel.quarantined)
 
     def of(self, index: int, running: str) -> str:
@@ -64,6 +81,8 @@ class Waiters:
         self._fleets: dict[str, dict[str, Standing]] = {}
         self._due: list[tuple[float, int, asyncio.Future[Outcome]]] = []
         self._count = 0
+        self._crowd: deque[tuple[float, str, asyncio.Future[Outcome]]] = deque()
+        self._called = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -93,6 +112,25 @@ class Waiters:
         self._end(name, "woken")
         return True
 
+    def wake_each(self, names: Iterable[str]) -> int:
+        """Answer these polls, a crowd in two beats; returns how many there are.
+
+        Who is in the vanguard is drawn, so that no node is always the first to try.
+        """
+        held = [name for name in names if name in self._held]
+        if len(held) > 2 * VANGUARD:
+            first = int(self._chance.fraction() * len(held))
+            held = held[first:] + held[:first]
+            due = self._clock.monotonic() + SECOND_BEAT.total_seconds()
+            self._crowd.extend((due, name, self._held[name][1]) for name in held[VANGUARD:])
+            self._called.set()
+            vanguard = held[:VANGUARD]
+        else:
+            vanguard = held
+        for name in vanguard:
+            self._end(name, "woken")
+        return len(held)
+
     def wake_all(self) -> int:
         """Answer every poll now (relays on any change; everybody when the hub stops)."""
         names = list(self._held)
@@ -112,12 +150,30 @@ class Waiters:
             for s in waiting.values()
             if old is None or old.of(s.index, s.running) != new.of(s.index, s.running)
         ]
-        for name in concerned:
-            self._end(name, "woken")
-        return len(concerned)
+        return self.wake_each(concerned)
 
     async def run(self) -> None:
-        """End holds whose time is over, for ever."""
+        """End holds whose time is over, and wake the crowds, for ever."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._end_holds())
+            loops.create_task(self._wake_crowds())
+
+    async def _wake_crowds(self) -> None:
+        while True:
+            await self._called.wait()
+            left = self._crowd[0][0] - self._clock.monotonic() if self._crowd else 0.0
+            if left > 0:
+                await self._clock.sleep(timedelta(seconds=left))
+            now = self._clock.monotonic()
+            while self._crowd and self._crowd[0][0] <= now:
+                _, name, future = self._crowd.popleft()
+                # Somebody who came back meanwhile knows already.
+                if (kept := self._held.get(name)) is not None and kept[1] is future:
+                    self._end(name, "woken")
+            if not self._crowd:
+                self._called.clear()
+
+    async def _end_holds(self) -> None:
         while True:
             await self._clock.sleep(TICK)
             now = self._clock.monotonic()

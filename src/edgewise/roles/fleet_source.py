@@ -292,8 +292,7 @@ class FleetSource:
         if not new:
             return
         if self._nodes is not None:
-            for name in new:
-                self._nodes.wake(name)
+            self._nodes.wake_each(new)
         if self._relays is not None:
             self._relays.wake()
 

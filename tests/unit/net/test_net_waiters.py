@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.net.waiters import Standing, Targets, Waiters
+from edgewise.net.waiters import SECOND_BEAT, VANGUARD, Standing, Targets, Waiters
 from edgewise.protocol.channel import Bitmap, Channel
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
@@ -66,6 +66,58 @@ async def test_a_change_of_another_fleet_wakes_nobody(waiters: Waiters) -> None:
     held(waiters, 3)
     await settle()
     assert waiters.moved(None, Channel("kiosks", 1, "x")) == 0
+
+
+async def test_a_crowd_is_woken_in_two_beats_and_whole(
+    waiters: Waiters, clock: ManualClock
+) -> None:
+    tasks = held(waiters, 500)
+    await settle()
+    assert waiters.moved(wave(1), wave(2, *range(500))) == 500
+    await settle()
+    assert sum(t.done() for t in tasks) == VANGUARD
+    await clock.run_for(SECOND_BEAT)
+    assert {t.result() for t in tasks} == {"woken"}
+    assert len(waiters) == 0
+
+
+async def test_the_vanguard_is_not_always_the_same(clock: ManualClock) -> None:
+    seen = set()
+    for seed in range(8):
+        waiters = Waiters(clock, SeededChance(seed), HOLD)
+        tasks = held(waiters, 100)
+        await settle()
+        waiters.moved(wave(1), wave(2, *range(100)))
+        await settle()
+        seen.add(frozenset(i for i, t in enumerate(tasks) if t.done()))
+        waiters.wake_all()
+    assert len(seen) > 4
+
+
+async def test_a_node_of_the_crowd_that_came_back_meanwhile_is_not_answered_twice(
+    waiters: Waiters, clock: ManualClock
+) -> None:
+    held(waiters, 100)
+    await settle()
+    waiters.moved(wave(1), wave(2, *range(100)))
+    await settle()
+    late = next(f"n{i}" for i in range(100) if waiters.wake(f"n{i}"))
+    again = asyncio.create_task(waiters.hold(Standing(late, "shops", int(late[1:]), "new")))
+    await settle()
+    await clock.run_for(SECOND_BEAT)
+    assert not again.done()
+    assert len(waiters) == 1
+
+
+async def test_a_hub_that_stops_answers_those_who_wait_for_the_second_beat(
+    waiters: Waiters,
+) -> None:
+    tasks = held(waiters, 100)
+    await settle()
+    waiters.moved(wave(1), wave(2, *range(100)))
+    waiters.wake_all()
+    await settle()
+    assert {t.result() for t in tasks} == {"woken"}
 
 
 async def test_holds_end_spread_over_the_last_fifth(waiters: Waiters, clock: ManualClock) -> None:

@@ -14,7 +14,7 @@ from edgewise.model.errors import Forbidden
 from edgewise.model.names import SpiffeId
 from edgewise.net.relaying import RelayRoutes, WaitingNodes
 from edgewise.net.routes import Bytes, Call, NoQuery, Peer
-from edgewise.net.waiters import Waiters
+from edgewise.net.waiters import SECOND_BEAT, Waiters
 from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.rollout.on_relay import Relaying
 from edgewise.testing.chance import SeededChance
@@ -72,6 +72,7 @@ async def settle() -> None:
 
 async def test_two_thousand_held_polls_are_answered_when_all_move() -> None:
     relay = Relay()
+    loop = asyncio.create_task(relay.waiters.run())
     await relay.relaying.learn(news(channel(1, stable=A), records=FLEET, cursor=1))
     request = SyncRequest(1, "shops", 1, runs(A))
     polls = [relay.poll(name, request) for name in FLEET]
@@ -79,8 +80,10 @@ async def test_two_thousand_held_polls_are_answered_when_all_move() -> None:
     assert len(relay.waiters) == 2_000
     wave = tuple(range(2_000))
     await relay.relaying.learn(news(channel(2, stable=A, candidate=B, wave=wave), cursor=1))
+    await relay.clock.run_for(SECOND_BEAT)
     answers = await asyncio.gather(*polls)
     assert len(relay.waiters) == 0
+    loop.cancel()
     bodies = {answer.data for answer in answers if answer is not None}
     assert len(bodies) == 1
     reply = msgspec.json.decode(bodies.pop(), type=SyncReply)
