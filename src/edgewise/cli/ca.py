@@ -106,6 +106,17 @@ def _print(session: Session, status: CaStatus) -> None:
     typer.echo(f"  next: edgewise ca rotate-root {status.next_step}")
 
 
+@app.command("bundle", help="A trust domain's keys as a SPIFFE bundle: what to give to others.")
+def bundle(
+    ctx: typer.Context,
+    trust_domain: Annotated[str, typer.Argument(help="For example eu.acme.")],
+) -> None:
+    from edgewise.cli.client import segment
+
+    data, _ = Session.of(ctx).client().raw(f"/v1/bundles/{segment(trust_domain)}")
+    typer.echo(data.decode())
+
+
 Data = Annotated[Path, typer.Option(help="The hub's data directory.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option(help="File with the passphrase; asked for when not given.")

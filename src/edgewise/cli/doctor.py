@@ -174,6 +174,14 @@ def _status(status: HubStatus) -> list[Finding]:
         found.append(Finding("source", "failed", why, "`edgewise status` shows file and line"))
     else:
         found.append(Finding("source", "ok", status.source.revision or "no commit yet"))
+    for one in status.federations:
+        if one.problem:
+            move = "the last good bundle stays in use; ask the other organisation"
+            finding = Finding(f"federation {one.trust_domain}", "failed", one.problem, move)
+        else:
+            said = f"bundle {one.sequence} of {one.url}"
+            finding = Finding(f"federation {one.trust_domain}", "ok", said)
+        found.append(finding)
     for relay in status.relays:
         if relay.connected:
             found.append(Finding(f"relay {relay.name}", "ok", f"{relay.nodes} nodes"))

@@ -53,6 +53,16 @@ def verb(ctx: typer.Context) -> None:
             ),
             none="",
         )
+    if status.federations:
+        typer.echo("")
+        session.table(
+            ("FEDERATED DOMAIN", "SEQUENCE", "FETCHED", "WHY"),
+            (
+                (one.trust_domain, str(one.sequence), ago(one.fetched), one.problem)
+                for one in status.federations
+            ),
+            none="",
+        )
     for held in status.held:
         typer.echo(f"\nheld: {short(held.revision)} {held.reason}")
         typer.echo(f"  next: edgewise rollout approve {held.id}")

@@ -35,7 +35,7 @@ from edgewise.model.errors import (
 )
 from edgewise.model.names import SpiffeId
 from edgewise.net.http1 import PIECE, ClosedEarly, Head, body_of, read_head
-from edgewise.net.tls import peer_id
+from edgewise.net.tls import peer_id, peer_uri
 from edgewise.protocol import limits
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.problem import Problem
@@ -92,6 +92,8 @@ class Endpoint:
     expect: Expect | None = None
     """Asked after the handshake, before anything is sent. None: any certificate that
     ``tls`` accepts (a CDN, or first contact)."""
+    uri: str = ""
+    """The SPIFFE ID that a server of another organisation must prove; empty: see ``expect``."""
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -356,6 +358,14 @@ class Client:
                 raise Untrusted(
                     f"{url} proved to be {found or 'nobody we know'}, not whom we want",
                     hint="check the URL; a node must talk to its own region's relay or the hub",
+                )
+        if self.endpoint.uri:
+            proven = peer_uri(writer.get_extra_info("ssl_object"))
+            if proven != self.endpoint.uri:
+                writer.transport.abort()
+                raise Untrusted(
+                    f"{url} proved to be {proven[:200] or 'nobody'}, not {self.endpoint.uri}",
+                    hint="ask the other organisation for the endpoint's SPIFFE ID",
                 )
         _notice_dead_links(writer.get_extra_info("socket"))
         return _Line(reader, writer, url)

@@ -19,7 +19,7 @@ from edgewise.identity.names import RouteKind, Station, authorise
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.model.names import SpiffeId
-from edgewise.net.api.trust import trust_route
+from edgewise.net.api.trust import bundle_of, bundle_route, trust_route
 from edgewise.net.api.workloads import workload_route
 from edgewise.net.client import HOLD_MARGIN_S, Client
 from edgewise.net.proving import proof_routes
@@ -190,6 +190,7 @@ class RelayRoutes:
             ),
             workload_route(self.workloads),
             trust_route(self.trust),
+            bundle_route(self.bundle),
             Route(
                 "GET",
                 "/v1/roots",
@@ -273,6 +274,10 @@ class RelayRoutes:
     async def trust(self, call: Call[None]) -> TrustReply:
         """GET /v1/trust."""
         return TrustReply(self.relaying.known.bundles, await self.content.trust_metadata())
+
+    async def bundle(self, call: Call[None]) -> Bytes:
+        """GET /v1/bundles/{trust_domain}."""
+        return bundle_of(self.relaying.known.trusted, call.path["trust_domain"])
 
     async def roots(self, call: Call[None]) -> Roots:
         """GET /v1/roots."""

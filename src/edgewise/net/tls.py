@@ -23,8 +23,10 @@ from edgewise.runtime.credentials import CredentialFiles, fingerprint, pem_of
 __all__ = [
     "CredentialFiles",
     "client_context",
+    "foreign_context",
     "peer_id",
     "peer_serial",
+    "peer_uri",
     "pinned",
     "pinned_context",
     "public_context",
@@ -72,6 +74,19 @@ def client_context(credentials: CredentialFiles, *, check_time: bool = True) -> 
 def pinned_context(roots: Iterable[bytes], *, check_time: bool = True) -> ssl.SSLContext:
     """For first contact and rejoin: no certificate of one's own, these roots (DER) only."""
     context = _client(check_time=check_time)
+    _load_roots(context, roots)
+    return context
+
+
+def foreign_context(roots: Iterable[bytes]) -> ssl.SSLContext:
+    """For a server of another organisation that proves a SPIFFE ID under these roots (DER).
+
+    Their certificates follow other habits than ours: TLS 1.2 and no strict checks.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
     _load_roots(context, roots)
     return context
 
@@ -134,15 +149,18 @@ def peer_id(tls: ssl.SSLObject | ssl.SSLSocket | None) -> SpiffeId | None:
     None without one, and for a certificate that does not have exactly one URI name that is
     a SPIFFE ID (X509-SVID specification, section 2) of a role that may exist in its domain.
     """
-    fields: Any = tls.getpeercert() if tls is not None else None
-    names = [v for kind, v in (fields or {}).get("subjectAltName", ()) if kind == "URI"]
-    if len(names) != 1:
-        return None
     try:
-        found = SpiffeId.parse(names[0])
+        found = SpiffeId.parse(peer_uri(tls))
     except ValueError:
         return None
     return found if well_placed(found) else None
+
+
+def peer_uri(tls: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """The one URI name in the peer's verified certificate; empty for none, or several."""
+    fields: Any = tls.getpeercert() if tls is not None else None
+    names = [v for kind, v in (fields or {}).get("subjectAltName", ()) if kind == "URI"]
+    return str(names[0]) if len(names) == 1 else ""
 
 
 def peer_serial(tls: ssl.SSLObject | ssl.SSLSocket | None) -> str:

@@ -132,6 +132,20 @@ class RelayStatus(msgspec.Struct, frozen=True):
     nodes: int
 
 
+class FederationStatus(msgspec.Struct, frozen=True):
+    """One trust domain of another organisation."""
+
+    trust_domain: str
+    url: str
+    """Of its bundle endpoint."""
+    sequence: int
+    """Of the bundle that is published to the nodes; 0 for none."""
+    fetched: datetime | None
+    """When its endpoint last gave a good bundle, since the hub started."""
+    problem: str = ""
+    """Why the last look failed; the last good bundle stays in use."""
+
+
 class HubStatus(msgspec.Struct, frozen=True):
     """`edgewise status`."""
 
@@ -147,6 +161,7 @@ class HubStatus(msgspec.Struct, frozen=True):
     audit_lines: int = 0
     audit_head: str = ""
     """Hash of the newest audit line: note it elsewhere, and a log cut short is noticed."""
+    federations: tuple[FederationStatus, ...] = ()
 
 
 class NodeSummary(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -22,6 +22,7 @@ from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.admission import JoinRules
 from edgewise.identity.ports import Enrolled, Enrolments
+from edgewise.model.documents.federation import FederatedTrustDomainSpec
 from edgewise.model.errors import EdgewiseError, TryLater
 from edgewise.model.names import Digest
 from edgewise.net.api.journal import Journal
@@ -123,6 +124,10 @@ class FleetSource:
         self._granted_for: Mapping[str, tuple[str, str]] = {}
         """Fleet to the stable and candidate release that the records were made for."""
         self._rules = JoinRules()
+        self.federate: Callable[[tuple[FederatedTrustDomainSpec, ...]], Awaitable[None]] | None = (
+            None
+        )
+        """Told which foreign trust domains the newest good commit names."""
 
     def connect(self, nodes: Waiters, relays: RelaySide) -> None:
         """Who is woken when a record changes."""
@@ -246,6 +251,8 @@ class FleetSource:
             return
         # Before any node can boot what this commit brings: its references are in here.
         self._rules = JoinRules.of(compiled.join, compiled.device_lists)
+        if self.federate is not None:
+            await self.federate(compiled.federated)
         parts = self._parts
         await parts.publisher.publish_releases(
             {fleet.release: fleet.documents for fleet in compiled.fleets.values()},

@@ -15,8 +15,11 @@ from edgewise.identity.workloads import Desk
 from edgewise.net.api.bundles import Bundles, Ingredients
 from edgewise.net.api.ports import BundleStore, Roster
 from edgewise.net.api.trust import TrustRoutes
+from edgewise.net.federation import Federation
 from edgewise.protocol.channel import Signed
+from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class HubIdentity:
     bundles: Bundles
     desk: Desk
     trust: TrustRoutes
+    federation: Federation
 
 
 def root_keys(pki: Path, uri: str, passphrase: Callable[[], bytes | None]) -> KeyStore:
@@ -42,9 +46,10 @@ async def open_identity(
     store: BundleStore,
     publisher: Publisher,
     roster: Roster,
-    clock: Clock,
+    outside: tuple[Clock, Chance, Log],
 ) -> HubIdentity:
     """Trust bundles as they are now, signed by the present channels key."""
+    clock, chance, log = outside
     keyring = JwtKeyFiles(authority.directory / "jwt", clock)
 
     async def sign(payload: bytes) -> Signed:
@@ -56,4 +61,6 @@ async def open_identity(
     await bundles.sign_again(publisher.channels_key)
     await bundles.refresh()
     desk = Desk(authority.organisation, authority, keyring, lambda: bundles.current)
-    return HubIdentity(authority, bundles, desk, TrustRoutes(bundles, publisher.trust_metadata))
+    federation = Federation(bundles, authority.organisation, clock, chance, log)
+    trust = TrustRoutes(bundles, publisher.trust_metadata)
+    return HubIdentity(authority, bundles, desk, trust, federation)

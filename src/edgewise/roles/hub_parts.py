@@ -46,6 +46,7 @@ from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import Fleetside, NodeSync
 from edgewise.net.api.workloads import WorkloadRoutes
+from edgewise.net.federation import Federation
 from edgewise.net.gates import ExecAndHttpGates
 from edgewise.net.git_http import GitHttp
 from edgewise.net.published import Board
@@ -127,9 +128,16 @@ class Upkeep:
     chance: Chance
     log: Log
     bundles: Bundles | None = None
+    federation: Federation | None = None
 
     async def run(self) -> None:
         """Once an hour, until cancelled. A failure is logged and tried again next time."""
+        async with asyncio.TaskGroup() as tasks:
+            if self.federation is not None:
+                tasks.create_task(self.federation.run())
+            tasks.create_task(self._hourly())
+
+    async def _hourly(self) -> None:
         while True:
             await self.clock.sleep(UPKEEP)
             try:
@@ -224,7 +232,7 @@ async def assemble(
     await roster.load()
     authority = _authority(settings, clock)
     source = _source(settings, stores, rollouts, roster, (clock, chance, log))
-    mine = await open_identity(authority, stores.hub, publisher, roster, clock)
+    mine = await open_identity(authority, stores.hub, publisher, roster, (clock, chance, log))
     bundles = mine.bundles
 
     operator = _operator(settings, authority, source, urls[0])
@@ -244,7 +252,8 @@ async def assemble(
     nodes, relays = NodeSync(side, waiters[0], clock), RelaySide(side, waiters[1], clock)
     board.connect(nodes, relays)
     source.connect(waiters[0], relays)
-    upkeep.bundles = bundles
+    upkeep.bundles, upkeep.federation = bundles, mine.federation
+    source.federate = mine.federation.want
     bundles.changed = lambda: _wake(waiters)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
     enroller = Enroller(
@@ -257,7 +266,7 @@ async def assemble(
     rotation = Rotation(authority, bundles, roster, rollouts, stores.enrolments, clock, use)
     view = View(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
-        records, source, journal, clock, attestor.of,
+        records, source, journal, clock, attestor.of, mine.federation.status,
     )  # fmt: skip
     groups = Groups(
         nodes,

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgewise.model.documents import DeviceList, Fleet, RolloutPolicy, Secret, Workspace
+from edgewise.model.documents import (
+    DeviceList,
+    FederatedTrustDomain,
+    Fleet,
+    RolloutPolicy,
+    Secret,
+    Workspace,
+)
+from edgewise.model.documents.federation import FederatedTrustDomainSpec
 from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.names import Digest
 from edgewise.model.quantity import Share
@@ -121,6 +129,7 @@ class _Compile:
             trust=trust,
             join=_join(root),
             device_lists=_device_lists(kinds),
+            federated=_federated(kinds),
         )
 
     def _before(self, previous: Compiled | None) -> Compiled | None:
@@ -423,6 +432,11 @@ def _join(workspace: Sourced) -> JoinSpec:
 def _device_lists(kinds: Catalogue) -> tuple[DeviceList, ...]:
     found = (where.parsed.value for _, where in sorted(kinds.get("DeviceList", {}).items()))
     return tuple(value for value in found if isinstance(value, DeviceList))
+
+
+def _federated(kinds: Catalogue) -> tuple[FederatedTrustDomainSpec, ...]:
+    found = (w.parsed.value for _, w in sorted(kinds.get("FederatedTrustDomain", {}).items()))
+    return tuple(value.spec for value in found if isinstance(value, FederatedTrustDomain))
 
 
 def _held(

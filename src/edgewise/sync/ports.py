@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from edgewise.model.documents import DeviceList
+from edgewise.model.documents.federation import FederatedTrustDomainSpec
 from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.rules import RolloutRules
 from edgewise.protocol.api import SourceProblem
@@ -143,6 +144,8 @@ class Compiled:
     """Who may join and by which proof."""
     device_lists: tuple[DeviceList, ...] = ()
     """Machines that may join without a token, by name of the list."""
+    federated: tuple[FederatedTrustDomainSpec, ...] = ()
+    """Other organisations' trust domains, by name of the document."""
 
 
 class CommitSeen(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import Final
 from edgewise.model.documents.app import App
 from edgewise.model.documents.content import Config, OSImage, Secret
 from edgewise.model.documents.egress import EgressPolicy
+from edgewise.model.documents.federation import FederatedTrustDomain
 from edgewise.model.documents.fleet import Fleet
 from edgewise.model.documents.identity import WorkloadIdentity
 from edgewise.model.documents.inventory import Node, NodeSet, Workspace
@@ -33,6 +34,7 @@ Document = (
     | OSImage
     | Secret
     | WorkloadIdentity
+    | FederatedTrustDomain
     | RolloutPolicy
     | AccessPolicy
     | HealPolicy
@@ -51,6 +53,7 @@ KINDS: Final[dict[str, type[Document]]] = {
     "OSImage": OSImage,
     "Secret": Secret,
     "WorkloadIdentity": WorkloadIdentity,
+    "FederatedTrustDomain": FederatedTrustDomain,
     "RolloutPolicy": RolloutPolicy,
     "AccessPolicy": AccessPolicy,
     "HealPolicy": HealPolicy,
@@ -69,6 +72,7 @@ ACTED_ON: Final = frozenset(
         "Config",
         "Secret",
         "WorkloadIdentity",
+        "FederatedTrustDomain",
         "RolloutPolicy",
         "EgressPolicy",
     }
@@ -84,6 +88,7 @@ __all__ = [
     "DeviceList",
     "Document",
     "EgressPolicy",
+    "FederatedTrustDomain",
     "Fleet",
     "HealPolicy",
     "Node",

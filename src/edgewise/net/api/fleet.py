@@ -19,6 +19,7 @@ from edgewise.net.api.records import Records
 from edgewise.net.routes import OPERATORS, Call, NoQuery, Paging, Route, page
 from edgewise.protocol.api import (
     Explanation,
+    FederationStatus,
     FleetStatus,
     HubStatus,
     NodeDetail,
@@ -77,6 +78,7 @@ class View:
     clock: Clock
     attested: Callable[[str], Attestation] = lambda _: Attestation()
     """What is known of a node's TPM."""
+    federations: Callable[[], tuple[FederationStatus, ...]] = lambda: ()
 
 
 class FleetRoutes:
@@ -145,6 +147,7 @@ class FleetRoutes:
             sum(1 for e in everybody if e.role == "node" and not view.rollouts.placement(e.name)),
             last.sequence if last else 0,
             last.hash if last else "",
+            view.federations(),
         )
 
     def _relay(self, relay: Enrolled, everybody: tuple[Enrolled, ...]) -> RelayStatus:
