@@ -1,16 +1,8 @@
-"""``edgewise artifact``: key, build, sign, publish, ls.
-
-Built artifacts lie in a folder: ``artifacts/NAME/VERSION.json``, ``trees/<sha256>``
-(manifests), ``objects/<sha256>`` (file contents, each once) and, once signed,
-``artifacts/NAME/VERSION.builds.json``. The folder can be carried: an artifact can be built on
-one machine and published from another.
-"""
+"""``edgewise artifact``: key, build, sign, publish, ls; backends.files.builds has the folder."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +15,7 @@ from edgewise.model.errors import BadUsage, NeedsPerson
 
 if TYPE_CHECKING:
     from edgewise.cli.client import Client
-    from edgewise.protocol.content import Artifact, TreeRef
+    from edgewise.protocol.content import TreeRef
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -34,7 +26,6 @@ From = Annotated[
 ]
 BUILT = Path("~/.edgewise/built")
 _ASKED_AT_ONCE = 1000
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 @app.command("ls", help="Published artifacts.")
@@ -96,29 +87,22 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)] = BUILT,
     built_from: Annotated[str, typer.Option(help="Commit or pipeline, shown to people.")] = "",
 ) -> None:
-    from edgewise.model.names import is_name
-    from edgewise.protocol.codec import encode
-    from edgewise.protocol.content import Artifact, artifact_target
+    from edgewise.backends.files.builds import BuildFolder
+    from edgewise.delivery.builder import artifact_path, make_artifact
 
     session = Session.of(ctx)
-    if not is_name(name):
-        raise BadUsage(f"artifact name {name!r} is not a DNS label (a-z, 0-9, '-')")
-    if not _VERSION.fullmatch(version):
-        raise BadUsage(f"version {version!r} cannot be part of {artifact_target(name, 'VERSION')}")
-    folder = to.expanduser()
+    artifact_path(name, version)  # before anything is read or run
+    folder = BuildFolder(to.expanduser())
     sources = _sources(directory, platform or [])
     collected: dict[Path, TreeRef] = {}
     with tempfile.TemporaryDirectory(prefix="edgewise-build-") as scratch:
         sources = _scripts_run(sources, version, Path(scratch))
         for source in sources.values():
             if source not in collected:
-                collected[source] = _collect(source, folder)
+                collected[source] = folder.add_tree(source)
     trees = {one: collected[source] for one, source in sources.items()}
-    artifact = Artifact(name, version, trees, built_from)
-    document = _document(folder, name, version)
-    document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_bytes(encode(artifact))
-    document.with_suffix(".builds.json").unlink(missing_ok=True)
+    artifact = make_artifact(name, version, trees, built_from=built_from)
+    folder.add(artifact)
     if session.as_json:
         session.json(artifact)
         return
@@ -137,15 +121,17 @@ def sign(  # noqa: PLR0913 - one parameter is one option of the command line
     also: Also = None,
     adopt: Adopt = False,
 ) -> None:
+    from edgewise.backends.files.builds import BuildFolder
     from edgewise.protocol.api import Builds
 
     session = Session.of(ctx)
-    document = _document(built.expanduser(), name, version)
+    folder = BuildFolder(built.expanduser())
+    data, _ = folder.read(name, version)
     client = session.client()
     current = client.get("/v1/builds", Builds)
     builder = Builder(key, tuple(also or ()), adopt)
-    made = builder.successor(current, (_bytes(document),), keep=in_use(client))
-    document.with_suffix(".builds.json").write_bytes(made.metadata)
+    made = builder.successor(current, (data,), keep=in_use(client))
+    folder.signature(name, version).write_bytes(made.metadata)
     session.done(f"signed: {name} {version}")
     session.note("publish it before another build is: it is the successor of what is there now")
 
@@ -162,14 +148,13 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
     also: Also = None,
     adopt: Adopt = False,
 ) -> None:
+    from edgewise.backends.files.builds import BuildFolder
     from edgewise.protocol.api import Builds, BuildsUpload
 
     session = Session.of(ctx)
-    folder = built.expanduser()
-    document = _document(folder, name, version)
-    data = _bytes(document)
-    artifact = _read(data, document)
-    signature = document.with_suffix(".builds.json")
+    folder = BuildFolder(built.expanduser())
+    data, artifact = folder.read(name, version)
+    signature = folder.signature(name, version)
     client = session.client()
     current = client.get("/v1/builds", Builds)
     builder = Builder(key, tuple(also or ()), adopt) if key else None
@@ -180,8 +165,7 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
             "this hub takes only what a builder signed (trust: builder)",
             hint="publish with --key FILE, or `edgewise artifact sign` first",
         )
-    digests = sorted({ref.sha256 for ref in artifact.trees.values()})
-    sent, total = _send_objects(session, client, folder, digests)
+    sent, total = _send_objects(session, client, folder.objects(artifact))
     if builder:
         keep = in_use(client)
         upload(client, lambda now: builder.successor(now, (data,), keep=keep))
@@ -189,14 +173,6 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
         metadata = signature.read_bytes() if signature.exists() else b""
         client.command("/v1/builds", BuildsUpload(metadata, (data,)))
     session.done(f"published: {name} {version}, {size(sent)} of {size(total)} sent")
-
-
-def _document(folder: Path, name: str, version: str) -> Path:
-    from edgewise.protocol.content import artifact_target
-
-    if not _VERSION.fullmatch(version) or not _VERSION.fullmatch(name):
-        raise BadUsage(f"{name} {version} does not name an artifact")
-    return folder / artifact_target(name, version)
 
 
 def _scripts_run(sources: dict[str, Path], version: str, scratch: Path) -> dict[str, Path]:
@@ -238,73 +214,12 @@ def _sources(given: list[str], platforms: list[str]) -> dict[str, Path]:
     return found
 
 
-def _collect(source: Path, folder: Path) -> TreeRef:
-    """Copy a directory's contents by digest, and its manifest."""
-    import hashlib
-
-    from edgewise.backends.files.trees import scan
-    from edgewise.delivery.trees import reference
-
-    tree = scan(source)
-    objects, manifests = folder / "objects", folder / "trees"
-    objects.mkdir(parents=True, exist_ok=True)
-    manifests.mkdir(exist_ok=True)
-    for entry in tree.entries:
-        target = objects / entry.sha256
-        if entry.kind != "file" or target.exists():
-            continue
-        shutil.copyfile(source / entry.path, target)
-        with target.open("rb") as copied:
-            if hashlib.file_digest(copied, "sha256").hexdigest() != entry.sha256:
-                target.unlink()
-                raise BadUsage(
-                    f"{source / entry.path} changed while it was read",
-                    hint="build again when it is still",
-                )
-    ref, manifest = reference(tree)
-    (manifests / ref.sha256).write_bytes(manifest)
-    return ref
-
-
-def _read(data: bytes, document: Path) -> Artifact:
-    from edgewise.protocol.codec import decode
-    from edgewise.protocol.content import Artifact
-
-    return decode(data, Artifact, what=str(document))
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BadUsage(
-            f"{file} cannot be read: {error.strerror}", hint="`edgewise artifact build` writes it"
-        ) from error
-
-
-def _send_objects(
-    session: Session, client: Client, folder: Path, trees: list[str]
-) -> tuple[int, int]:
+def _send_objects(session: Session, client: Client, files: dict[str, Path]) -> tuple[int, int]:
     """Bytes sent and bytes in all, of contents and manifests. The hub is asked first which
     of them it lacks."""
-    from edgewise.protocol import limits
     from edgewise.protocol.api import MissingObjects
-    from edgewise.protocol.codec import decode
-    from edgewise.protocol.content import Tree
 
-    files: dict[str, Path] = {}
-    for sha256 in trees:
-        manifest = folder / "trees" / sha256
-        tree = decode(_bytes(manifest), Tree, what=str(manifest), at_most=limits.TREE)
-        contents = {entry.sha256 for entry in tree.entries if entry.kind == "file"}
-        files |= {one: folder / "objects" / one for one in contents}
-        files[sha256] = manifest
-    try:
-        sizes = {one: file.stat().st_size for one, file in sorted(files.items())}
-    except OSError as error:
-        raise BadUsage(
-            f"{error.filename} is not there any more", hint="build the artifact again"
-        ) from error
+    sizes = {one: file.stat().st_size for one, file in sorted(files.items())}
     missing: list[str] = []
     names = list(sizes)
     for at in range(0, len(names), _ASKED_AT_ONCE):

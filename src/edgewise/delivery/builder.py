@@ -16,20 +16,29 @@ from edgewise.delivery.contents import named_by_target
 from edgewise.model.errors import BadUsage, Conflict, Forbidden, Untrusted
 from edgewise.model.names import Digest, Platform, is_name
 from edgewise.protocol.api import Builds, BuildsUpload
-from edgewise.protocol.codec import encode
 from edgewise.protocol.content import Artifact, TreeRef, artifact_target, release_target
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def artifact_path(name: str, version: str) -> str:
+    """Its target path. Raises BadUsage, with the accepted form, for a name or version that is
+    none."""
+    if not is_name(name):
+        raise BadUsage(f"artifact name {name!r} is not a DNS label (a-z, 0-9, '-')")
+    if not _VERSION.fullmatch(version):
+        raise BadUsage(
+            f"version {version!r} cannot be part of {artifact_target(name, 'VERSION')}",
+            hint="letters, digits and . _ + -, at most 100, and a letter or digit first",
+        )
+    return artifact_target(name, version)
 
 
 def make_artifact(
     name: str, version: str, trees: Mapping[str, TreeRef], *, built_from: str = ""
 ) -> Artifact:
     """An artifact. Raises BadUsage, with the accepted form, for a name or version that is none."""
-    if not is_name(name):
-        raise BadUsage(f"artifact name {name!r} is not a DNS label (a-z, 0-9, '-')")
-    if not _VERSION.fullmatch(version):
-        raise BadUsage(f"version {version!r}: letters, digits, . _ + -, at most 100")
+    artifact_path(name, version)
     if not trees:
         raise BadUsage(f"artifact {name} has no platform", hint="add --platform linux/amd64=DIR")
     try:
@@ -38,19 +47,6 @@ def make_artifact(
     except ValueError as error:
         raise BadUsage(str(error)) from error
     return Artifact(name, version, dict(sorted(trees.items())), built_from)
-
-
-def platform_of_directory(name: str) -> str:
-    """``linux-arm64`` or ``linux-arm-v7`` to ``linux/arm64``, ``linux/arm/v7``.
-
-    Raises BadUsage when a directory is not named like that.
-    """
-    try:
-        return Platform(name.replace("-", "/", 2)).value
-    except ValueError as error:
-        raise BadUsage(
-            f"directory {name!r} does not name a platform", hint="call it like linux-arm64"
-        ) from error
 
 
 def target_of_document(document: bytes) -> str:
@@ -122,8 +118,3 @@ def own_targets(current: Builds, keys: Sequence[Key]) -> dict[str, TargetFile]:
         f"none of the builders you trust signed version {metadata.signed.version} of builds",
         hint="name the other builders' keys with --also FILE.pub (docs/trust.md)",
     )
-
-
-def artifact_document(artifact: Artifact) -> bytes:
-    """Its canonical bytes."""
-    return encode(artifact)

@@ -243,18 +243,6 @@ class Publisher:
             self._channels.update(changed)
             self._changed()
 
-    async def withdraw_channels(self, fleets: Iterable[str]) -> None:
-        """Fleets that are gone: their nodes keep what they run. Idempotent."""
-        async with self._lock:
-            gone = {fleet for fleet in fleets if fleet in self._channels}
-            if gone:
-                paths = {channel_target(fleet) for fleet in gone}
-                left = {p: t for p, t in self._tuf.targets("channels").items() if p not in paths}
-                await self._commit({"channels": self._tuf.next_channels(left, self._clock.now())})
-                for fleet in gone:
-                    del self._channels[fleet]
-                self._changed()
-
     async def accept_builds(self, upload: BuildsUpload) -> None:
         """Take what a builder signed; with ``trust: hub`` and no metadata, sign it ourselves.
 

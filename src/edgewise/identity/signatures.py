@@ -92,10 +92,3 @@ def signature_holds(key: bytes, signed: Signed) -> bool:
         return holds(key, signed.signature, signed.signed_bytes)
     except Untrusted:
         return False
-
-
-def verify_signed(signed: Signed, spki: bytes) -> bytes:
-    """The payload. Raises Untrusted unless ``spki``'s key signed it."""
-    if not signature_holds(spki, signed):
-        raise Untrusted(f"the signature on a {signed.purpose} does not hold")
-    return signed.payload

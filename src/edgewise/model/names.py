@@ -19,20 +19,6 @@ def is_name(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class NodeName:
-    """A DNS label, because it ends up in a SPIFFE ID and in a certificate."""
-
-    value: str
-
-    def __post_init__(self) -> None:
-        if not is_name(self.value):
-            raise ValueError(f"node name {self.value!r} is not a DNS label (a-z, 0-9, '-')")
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclass(frozen=True, slots=True, order=True)
 class Digest:
     """A SHA-256, written ``sha256:<64 hex>`` for people and as bare hex on the wire."""
 

@@ -6,24 +6,18 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import Signature
 
-from edgewise.backends.files.builds import (
-    batches,
-    build_artifact,
-    objects_of,
-    packed,
-    platform_directories,
-    run_build_script,
-)
+from edgewise.backends.files.builds import BuildFolder, run_script
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.files.trees import scan
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_key, new_key
 from edgewise.delivery import trust
-from edgewise.delivery.builder import artifact_document, own_targets, sign_builds
+from edgewise.delivery.builder import make_artifact, own_targets, sign_builds
 from edgewise.delivery.on_hub import AwaitingBuilder, Publisher
 from edgewise.delivery.trust import KEPT_RELEASES, key_id
 from edgewise.model.errors import BadUsage, Conflict, Forbidden, NeedsPerson, Untrusted
 from edgewise.protocol.api import Builds, BuildsUpload
 from edgewise.protocol.channel import Channel
+from edgewise.protocol.content import Artifact
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.content import Content
 
@@ -42,22 +36,32 @@ def make_directory(path: Path, **files: str) -> Path:
     return path
 
 
+def build(folder: Path, source: Path, **files: str) -> tuple[Artifact, bytes, BuildFolder]:
+    """``hello`` 1.0 of these files, as `edgewise artifact build` makes it."""
+    made = BuildFolder(folder)
+    tree = made.add_tree(make_directory(source, **files))
+    artifact = make_artifact("hello", "1.0", {"linux/amd64": tree})
+    return artifact, made.add(artifact), made
+
+
+async def send(content: Content, folder: BuildFolder, artifact: Artifact) -> None:
+    """What `edgewise artifact publish` does with the objects."""
+    files = folder.objects(artifact)
+    for sha256 in await content.objects.missing(files):
+        await content.objects.put(sha256, files[sha256].read_bytes())
+
+
 async def test_a_builder_publishes_and_the_hub_schedules_only_that(
     clock: ManualClock, tmp_path: Path
 ) -> None:
     content = await Content.open(clock, mode="builder")
     key = new_key(tmp_path / "ci.pem")
     await content.publisher.set_builders([key.public_key])
-    local = FileObjects(tmp_path / "local")
-    directory = make_directory(tmp_path / "src", run="echo hello")
-    artifact = await build_artifact("hello", "1.0", {"linux/amd64": directory}, local)
-    document = artifact_document(artifact)
+    artifact, document, local = build(tmp_path / "local", tmp_path / "src", run="echo hello")
     upload = sign_builds(content.publisher.builds(), key, (document,), clock.now())
     with pytest.raises(BadUsage, match="1 objects that builds names are not here"):
         await content.publisher.accept_builds(upload)
-    for batch in batches(await objects_of(document, "artifacts/hello/1.0.json", local)):
-        for sha256 in await content.objects.missing(batch):
-            await content.objects.put_packed(sha256, packed(sha256, local))
+    await send(content, local, artifact)
     await content.publisher.accept_builds(upload)
     assert content.publisher.artifacts() == {("hello", "1.0"): artifact}
 
@@ -93,12 +97,8 @@ async def test_a_published_version_never_changes(clock: ManualClock, tmp_path: P
     content = await Content.open(clock)
     uploads = []
     for text in ("one", "two"):
-        local = FileObjects(tmp_path / text)
-        directory = make_directory(tmp_path / f"src-{text}", run=text)
-        artifact = await build_artifact("hello", "1.0", {"linux/amd64": directory}, local)
-        document = artifact_document(artifact)
-        for sha256 in await objects_of(document, "artifacts/hello/1.0.json", local):
-            await content.objects.put_packed(sha256, packed(sha256, local))
+        artifact, document, local = build(tmp_path / text, tmp_path / f"src-{text}", run=text)
+        await send(content, local, artifact)
         uploads.append(BuildsUpload(b"", (document,)))
     await content.publisher.accept_builds(uploads[0])
     await content.publisher.accept_builds(uploads[0])
@@ -216,29 +216,29 @@ async def test_the_online_key_is_refused_when_others_can_read_it(
         load_key(path)
 
 
-async def test_a_script_builds_once_for_each_platform(tmp_path: Path) -> None:
+async def test_a_script_fills_a_directory_for_each_platform(tmp_path: Path) -> None:
     script = tmp_path / "build"
-    script.write_text('#!/bin/sh\nmkdir "$OUTPUT/bin"\necho $TARGETARCH > "$OUTPUT/bin/arch"\n')
+    script.write_text(
+        '#!/bin/sh\nmkdir "$OUTPUT/bin"\necho $TARGETARCH$TARGETVARIANT > "$OUTPUT/bin/arch"\n'
+    )
     script.chmod(0o755)
-    store = FileObjects(tmp_path / "store")
-    artifact = await run_build_script("hello", "1", script, ("linux/amd64", "linux/arm/v7"), store)
-    assert artifact.trees["linux/amd64"] != artifact.trees["linux/arm/v7"]
+    for platform, says in (("linux/amd64", "amd64"), ("linux/arm/v7", "armv7")):
+        output = tmp_path / says
+        output.mkdir()
+        await run_script(script, platform, "1", output)
+        assert (output / "bin" / "arch").read_text().strip() == says
     script.write_text("#!/bin/sh\necho no compiler; exit 3\n")
     with pytest.raises(NeedsPerson, match="exit code 3: no compiler"):
-        await run_build_script("hello", "1", script, ("linux/amd64",), store)
+        await run_script(script, "linux/amd64", "1", tmp_path)
 
 
-def test_platforms_are_found_by_directory_name(tmp_path: Path) -> None:
-    for name in ("linux-amd64", "linux-arm-v7"):
-        (tmp_path / name).mkdir()
-    found = platform_directories(tmp_path, ())
-    assert list(found) == ["linux/amd64", "linux/arm/v7"]
-    assert platform_directories(tmp_path, ("linux/amd64", "linux/arm64=/x")) == {
-        "linux/amd64": tmp_path / "linux-amd64",
-        "linux/arm64": Path("/x"),
-    }
-    with pytest.raises(BadUsage, match="is not like linux/amd64"):
-        platform_directories(tmp_path, ("sparc",))
+def test_what_a_build_folder_lost_is_named_before_anything_is_sent(tmp_path: Path) -> None:
+    artifact, _, folder = build(tmp_path / "built", tmp_path / "src", run="echo hello")
+    next((tmp_path / "built" / "objects").iterdir()).unlink()
+    with pytest.raises(BadUsage, match="is not there any more"):
+        folder.objects(artifact)
+    with pytest.raises(BadUsage, match="cannot be read"):
+        folder.read("hello", "2.0")
 
 
 def test_a_setuid_file_is_not_delivered(tmp_path: Path) -> None:

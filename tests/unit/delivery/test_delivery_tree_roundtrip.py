@@ -1,6 +1,5 @@
 """A directory goes through a tree and comes out the same."""
 
-import asyncio
 import os
 import stat
 import tempfile
@@ -9,9 +8,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgewise.backends.files.builds import BuildFolder
 from edgewise.backends.files.node_store import NodeStore
-from edgewise.backends.files.objects import FileObjects
-from edgewise.backends.files.trees import scan, store_tree
+from edgewise.backends.files.trees import scan
 from edgewise.protocol.content import Tree
 from edgewise.protocol.installed import Installed
 
@@ -80,8 +79,7 @@ def test_the_same_content_gives_the_same_tree_anywhere(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         for file in order:
             (tmp_path / place / file).write_text(file)
-        store = FileObjects(tmp_path / f"{place}-store")
-        trees.append(asyncio.run(store_tree(tmp_path / place, store)))
+        trees.append(BuildFolder(tmp_path / f"{place}-built").add_tree(tmp_path / place))
         os.utime(tmp_path / place / "a", (1, 1))
     assert trees[0] == trees[1]
 

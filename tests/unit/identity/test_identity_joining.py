@@ -9,7 +9,7 @@ import pytest
 from identity_of import TUF_ROOT, DirectLine, Hub
 
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew
-from edgewise.identity.signatures import verify_signed
+from edgewise.identity.signatures import signature_holds
 from edgewise.model.errors import (
     BadUsage,
     Conflict,
@@ -350,10 +350,8 @@ async def test_a_receipt_is_signed_by_the_enrolment_key_for_its_purpose(hub: Hub
     identity = await joined(hub)
     signed = identity.sign("receipt/1", b"payload")
     key = identity.enrolment_key().spki
-    assert verify_signed(signed, key) == b"payload"
+    assert signature_holds(key, signed)
     other = hub.machine("other").enrolment_key().spki
-    with pytest.raises(Untrusted):
-        verify_signed(signed, other)
+    assert not signature_holds(other, signed)
     for change in ({"payload": b"other"}, {"purpose": "bundle/1"}, {"signature": b""}):
-        with pytest.raises(Untrusted):
-            verify_signed(msgspec.structs.replace(signed, **change), key)
+        assert not signature_holds(key, msgspec.structs.replace(signed, **change))

@@ -1,91 +1,116 @@
-"""Build artifacts on a developer's machine or in CI, from directories or by a script."""
+"""Artifacts on a developer's machine or in CI: a folder that ``edgewise artifact`` fills.
+
+It holds ``artifacts/NAME/VERSION.json``, ``trees/<sha256>`` (manifests), ``objects/<sha256>``
+(file contents, each once) and, once signed, ``artifacts/NAME/VERSION.builds.json``. It can be
+carried: what was built on one machine can be published from another.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from edgewise.backends.files.objects import FileObjects
-from edgewise.backends.files.trees import read_file, store_tree
-from edgewise.delivery.builder import make_artifact, platform_of_directory
-from edgewise.delivery.contents import named_by_target, named_by_tree
+from edgewise.backends.files.trees import scan
+from edgewise.delivery.builder import artifact_path
+from edgewise.delivery.trees import reference
 from edgewise.model.errors import BadUsage, NeedsPerson
-from edgewise.model.names import Digest, Platform
 from edgewise.protocol import limits
-from edgewise.protocol.codec import encode
-from edgewise.protocol.content import Artifact, TreeRef
+from edgewise.protocol.codec import decode, encode
+from edgewise.protocol.content import Artifact, Tree, TreeRef
 
-BATCH = 5000
-"""Digests in one question to the hub; 5,000 are 335 kB of JSON, its bound is 1 MiB."""
 _LAST_LINES = 2000
 
 
-def platform_directories(directory: Path, platforms: tuple[str, ...]) -> dict[str, Path]:
-    """Where each platform's tree lies.
+class BuildFolder:
+    """One such folder; made when something is put into it."""
 
-    ``platforms`` are ``linux/amd64=DIR``, or ``linux/amd64`` for ``directory/linux-amd64``
-    when that exists, else for ``directory`` itself (one tree for all). None given: every
-    ``<os>-<arch>`` below ``directory``. Raises BadUsage.
-    """
-    if not platforms:
-        found = sorted(item for item in directory.iterdir() if item.is_dir())
-        return {platform_of_directory(item.name): item for item in found}
-    chosen: dict[str, Path] = {}
-    for text in platforms:
-        platform, _, given = text.partition("=")
-        try:
-            Platform(platform)
-        except ValueError as error:
-            raise BadUsage(str(error)) from error
-        own = directory / platform.replace("/", "-")
-        chosen[platform] = Path(given) if given else own if own.is_dir() else directory
-    return chosen
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def document(self, name: str, version: str) -> Path:
+        """Where the artifact's document lies. Raises BadUsage for what cannot be its name."""
+        return self.path / artifact_path(name, version)
+
+    def signature(self, name: str, version: str) -> Path:
+        """Where the builds that a builder signed for it lie."""
+        return self.document(name, version).with_suffix(".builds.json")
+
+    def add_tree(self, source: Path) -> TreeRef:
+        """Copy a directory's contents by digest, and its manifest.
+
+        Raises BadUsage for what cannot be delivered, or changed while it was read.
+        """
+        tree = scan(source)
+        objects, manifests = self.path / "objects", self.path / "trees"
+        objects.mkdir(parents=True, exist_ok=True)
+        manifests.mkdir(exist_ok=True)
+        for entry in tree.entries:
+            target = objects / entry.sha256
+            if entry.kind != "file" or target.exists():
+                continue
+            waiting = objects / f".{entry.sha256}.new"
+            shutil.copyfile(source / entry.path, waiting)
+            with waiting.open("rb") as copied:
+                if hashlib.file_digest(copied, "sha256").hexdigest() != entry.sha256:
+                    waiting.unlink()
+                    raise BadUsage(
+                        f"{source / entry.path} changed while it was read",
+                        hint="build again when it is still",
+                    )
+            waiting.rename(target)
+        ref, manifest = reference(tree)
+        (manifests / ref.sha256).write_bytes(manifest)
+        return ref
+
+    def add(self, artifact: Artifact) -> bytes:
+        """Keep an artifact's document, in place of one that was built before, and forget what
+        was signed for that one; returns its canonical bytes."""
+        document = self.document(artifact.name, artifact.version)
+        document.parent.mkdir(parents=True, exist_ok=True)
+        data = encode(artifact)
+        document.write_bytes(data)
+        self.signature(artifact.name, artifact.version).unlink(missing_ok=True)
+        return data
+
+    def read(self, name: str, version: str) -> tuple[bytes, Artifact]:
+        """An artifact's document. Raises BadUsage when it was not built here."""
+        document = self.document(name, version)
+        data = _bytes(document)
+        return data, decode(data, Artifact, what=str(document), at_most=limits.PART)
+
+    def objects(self, artifact: Artifact) -> dict[str, Path]:
+        """Every object below an artifact, its manifests included: what may need sending.
+
+        Raises BadUsage when one of them is not here.
+        """
+        found: dict[str, Path] = {}
+        for sha256 in sorted({ref.sha256 for ref in artifact.trees.values()}):
+            manifest = self.path / "trees" / sha256
+            tree = decode(_bytes(manifest), Tree, what=str(manifest), at_most=limits.TREE)
+            contents = {entry.sha256 for entry in tree.entries if entry.kind == "file"}
+            found |= {one: self.path / "objects" / one for one in sorted(contents)}
+            found[sha256] = manifest
+        _check_there(found.values())
+        return found
 
 
-async def build_artifact(
-    name: str,
-    version: str,
-    directories: Mapping[str, Path],
-    store: FileObjects,
-    *,
-    built_from: str = "",
-) -> Artifact:
-    """Store a tree for each platform, and the artifact's document; returns the artifact."""
-    trees: dict[str, TreeRef] = {}
-    for platform, directory in sorted(directories.items()):
-        trees[platform] = await store_tree(directory, store)
-    return await _keep(make_artifact(name, version, trees, built_from=built_from), store)
+def _check_there(files: Iterable[Path]) -> None:
+    for file in files:
+        if not file.is_file():
+            raise BadUsage(f"{file} is not there any more", hint="build the artifact again")
 
 
-async def run_build_script(
-    name: str,
-    version: str,
-    script: Path,
-    platforms: tuple[str, ...],
-    store: FileObjects,
-    *,
-    built_from: str = "",
-) -> Artifact:
-    """Run ``script`` once a platform with TARGETPLATFORM, TARGETOS, TARGETARCH,
-    TARGETVARIANT (as BuildKit sets them), VERSION and OUTPUT, an empty directory to fill.
-
-    Raises NeedsPerson, with the end of its output, when the script fails or fills nothing.
-    """
-    trees: dict[str, TreeRef] = {}
-    for platform in platforms:
-        with tempfile.TemporaryDirectory(prefix="edgewise-build-") as output:
-            await run_script(script, Platform(platform).value, version, Path(output))
-            trees[platform] = await store_tree(Path(output), store)
-    return await _keep(make_artifact(name, version, trees, built_from=built_from), store)
-
-
-async def _keep(artifact: Artifact, store: FileObjects) -> Artifact:
-    data = encode(artifact)
-    await store.put(Digest.of(data).sha256, data)
-    return artifact
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadUsage(
+            f"{file} cannot be read: {error.strerror}", hint="`edgewise artifact build` writes it"
+        ) from error
 
 
 async def run_script(script: Path, platform: str, version: str, output: Path) -> None:
@@ -123,28 +148,3 @@ async def run_script(script: Path, platform: str, version: str, output: Path) ->
         raise NeedsPerson(
             f"{script} put nothing into OUTPUT for {platform}", hint='copy what runs to "$OUTPUT"'
         )
-
-
-async def objects_of(document: bytes, path: str, store: FileObjects) -> frozenset[str]:
-    """Every object below an artifact, its tree manifests included: what may need uploading.
-
-    ``path`` is its target path. Raises NotFound when the artifact was not built into ``store``.
-    """
-    found: set[str] = set()
-    for tree in named_by_target(path, document).trees:
-        found.add(tree)
-        found |= named_by_tree(await store.get(tree, at_most=limits.TREE)).files
-    return frozenset(found)
-
-
-def batches(digests: frozenset[str]) -> Iterator[tuple[str, ...]]:
-    """For POST /v1/objects/missing."""
-    ordered = sorted(digests)
-    for start in range(0, len(ordered), BATCH):
-        yield tuple(ordered[start : start + BATCH])
-
-
-async def packed(sha256: str, store: FileObjects) -> AsyncIterator[bytes]:
-    """The stored bytes of an object, as PUT /v1/objects/{sha256} takes them."""
-    async for chunk in read_file(store.path(sha256)):
-        yield chunk

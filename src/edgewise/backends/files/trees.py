@@ -1,20 +1,16 @@
-"""Scan a directory into a tree, and its contents into an object store."""
+"""Scan a directory into a tree."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from edgewise.delivery.ports import ObjectStore
-from edgewise.delivery.trees import make_tree, reference
-from edgewise.model.errors import BadUsage, Untrusted
-from edgewise.protocol.content import Entry, Tree, TreeRef
-
-_CHUNK = 1 << 20
+from edgewise.delivery.trees import make_tree
+from edgewise.model.errors import BadUsage
+from edgewise.protocol.content import Entry, Tree
 
 
 def scan(directory: Path) -> Tree:
@@ -53,29 +49,3 @@ def _entries(directory: Path, prefix: str) -> Iterator[Entry]:
 def _digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def store_tree(directory: Path, store: ObjectStore) -> TreeRef:
-    """Scan, put the contents that are missing and the manifest; returns the reference.
-
-    Raises BadUsage as ``scan`` does, and when a file changes while it is read.
-    """
-    tree = await asyncio.to_thread(scan, directory)
-    paths = {e.sha256: directory / e.path for e in tree.entries if e.kind == "file"}
-    for sha256 in sorted(await store.missing(paths)):
-        try:
-            await store.put(sha256, read_file(paths[sha256]))
-        except Untrusted as error:
-            raise BadUsage(
-                f"{paths[sha256]} changed while it was read", hint="build again when it is still"
-            ) from error
-    ref, manifest = reference(tree)
-    await store.put(ref.sha256, manifest)
-    return ref
-
-
-async def read_file(path: Path) -> AsyncIterator[bytes]:
-    """A file in chunks."""
-    with open(path, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk
