@@ -292,3 +292,48 @@ def test_a_damaged_memory_needs_a_person_and_says_what_to_do(tmp_path: Path) -> 
     (tmp_path / "node.json").write_text("{")
     with pytest.raises(NeedsPerson, match="cannot be read"):
         memory.load()
+
+
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+
+@pytest.mark.parametrize(("ends", "code"), [("exit 3", 3), ("kill -9 $$", 137), ("exit 0", 0)])
+async def test_a_new_agent_learns_how_an_app_that_always_restarts_ended(
+    real: HostMachine, tmp_path: Path, ends: str, code: int
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    await real.start(launch("/bin/sh", "-c", f"read word < {gate}; {ends}", restart="Always"))
+    real.remember("web", Memory("p"))
+    await real.close()
+    after = HostMachine(tmp_path, SystemClock(), real._cgroups)
+    adopted = await after.adopt("web")
+    assert adopted is not None
+    with gate.open("w") as opened:
+        opened.write("go\n")
+    async with asyncio.timeout(20):
+        assert (await after.ended(adopted)).code == code
+    await after.kill("web")
+    await after.close()
+
+
+async def test_the_end_of_a_process_that_is_not_our_child_is_told_by_the_kernel(
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    # Its parent, the first shell, ends at once: it becomes init's child, as an app does.
+    orphan = f"(read word < {gate}; exit 7) > /dev/null 2>&1 & echo $!"
+    started = await processes.run(("/bin/sh", "-c", orphan))
+    pid = int(started.tail)
+    pidfd = os.pidfd_open(pid)
+    try:
+        with gate.open("w") as opened:
+            opened.write("go\n")
+        async with asyncio.timeout(20):
+            await processes.gone(pidfd)
+        # Before Linux 6.15 init may have been quicker, and then nobody knows.
+        known = {7} if KERNEL >= (6, 15) else {7, None}
+        assert processes.exit_code(pid, pidfd) in known
+    finally:
+        os.close(pidfd)

@@ -105,7 +105,7 @@ class Machine(Protocol):
         """Wait for its end. Cancelling the wait leaves the process alone.
 
         The exit code of an adopted app is known where its restart policy needs it
-        (OnFailure, Never); for Always it may be None.
+        (OnFailure, Never); for Always it may be None where the kernel is older than 6.15.
         """
 
     async def signal(self, process: Process, signal: str) -> None:

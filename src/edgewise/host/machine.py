@@ -193,15 +193,17 @@ class HostMachine:
 
     def _hold(self, process: Process, launcher: int, child: subprocess.Popen[bytes] | None) -> None:
         pidfd = os.pidfd_open(launcher)
-        over = asyncio.ensure_future(self._over(process.name, pidfd, child))
+        over = asyncio.ensure_future(self._over(process.name, launcher, pidfd, child))
         self._held[process.name] = _Held(process, pidfd, launcher, child, over)
 
-    async def _over(self, name: str, pidfd: int, child: subprocess.Popen[bytes] | None) -> Exit:
+    async def _over(
+        self, name: str, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None
+    ) -> Exit:
         try:
             await processes.gone(pidfd)
+            code = child.wait() if child is not None else processes.exit_code(pid, pidfd)
         finally:
             os.close(pidfd)
-        code = child.wait() if child is not None else None
         try:
             return Exit(int((self._apps / name / "exit").read_text()))
         except FileNotFoundError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,12 @@ from typing import Final
 _PROC: Final = Path("/proc")
 _OUTPUT_KEPT: Final = 300
 _READ: Final = 1 << 16
+_PIDFD_INFO: Final = struct.Struct("=QQ11Ii")
+"""``struct pidfd_info`` as of its first version: mask, cgroup, pids and ids, exit code."""
+_PIDFD_GET_INFO: Final = 0xC040FF0B
+_INFO_EXIT: Final = 1 << 3
+_EXIT_CODE: Final = 49
+"""Of ``_stat``: field 52."""
 
 
 def boot_id() -> str:
@@ -116,6 +125,33 @@ async def gone(pidfd: int) -> None:
         await over
     finally:
         loop.remove_reader(pidfd)
+
+
+def exit_code(pid: int, pidfd: int) -> int | None:
+    """How a process ended that need not be our child; 128 + signal when it was killed.
+
+    Call it as soon as ``gone`` returns. None when nobody can tell any more: Linux before 6.15
+    forgets it when the parent (here: init) has taken note. ``PIDFD_GET_INFO`` with
+    ``PIDFD_INFO_EXIT`` is in linux/pidfd.h, the zombie's status in proc_pid_stat(5), field 52.
+    """
+    for _ in range(2):  # between the two looks the parent may take note
+        asked = bytearray(_PIDFD_INFO.pack(_INFO_EXIT, *bytes(13)))
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(pidfd, _PIDFD_GET_INFO, asked)
+            mask, *_, status = _PIDFD_INFO.unpack(asked)
+            if mask & _INFO_EXIT:
+                return _code(status)
+        fields = _stat(pid)
+        if fields is not None and fields[0] == "Z" and len(fields) > _EXIT_CODE:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, 0)  # so it was this zombie, not a successor
+                return _code(int(fields[_EXIT_CODE]))
+    return None
+
+
+def _code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 @dataclass(frozen=True, slots=True)
