@@ -263,6 +263,17 @@ def _held_by_number(pid: int) -> int:
     return pidfd
 
 
+def of_number(pid: int, facts: Facts) -> Caller:
+    """A process that a person asks about. Raises Forbidden when there is none."""
+    try:
+        about = os.stat(f"/proc/{pid}")
+    except OSError as error:
+        raise _gone(pid) from error
+    if facts.needs_digest(pid):
+        facts.digest(pid)
+    return facts.by_pid(pid, uid=about.st_uid, gid=about.st_gid)
+
+
 def searchable_by_all(path: Path) -> bool:
     """Whether every user can get to a socket at this path."""
     return all(folder.stat().st_mode & 0o001 for folder in path.parents)

@@ -28,6 +28,9 @@ from edgewise.protocol.tasks import (
     RetrustTask,
     Said,
     SignTask,
+    SvidAsk,
+    SvidIssued,
+    SvidsTask,
     Task,
     VerifyTask,
     error_of,
@@ -72,6 +75,11 @@ class WorkerProcess:
     async def renew(self, *, rejoin: bool) -> None:
         """A new certificate on disk. Raises what the far end says."""
         await self._do(RenewTask(rejoin), None)
+
+    async def svids(self, wanted: tuple[SvidAsk, ...]) -> tuple[SvidIssued, ...]:
+        """Keys, and X509-SVIDs for them. Raises what the far end says."""
+        issued: tuple[SvidIssued, ...] = await self._do(SvidsTask(wanted), tuple[SvidIssued, ...])
+        return issued
 
     async def retrust(self) -> bool:
         """See ``roles.node_certificate.Renewer``."""

@@ -31,7 +31,7 @@ from edgewise.identity import tpm_node
 from edgewise.identity.attestation import attest_binding, binding, factory_bytes
 from edgewise.identity.bundles import roots_for
 from edgewise.identity.card import Card
-from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm
+from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm, WorkloadIssuerLine
 from edgewise.identity.signatures import sign_bytes, sign_with, spki_of
 from edgewise.identity.tokens import join_proof_bytes, join_subject, rejoin_proof_bytes
 from edgewise.identity.tpm_node import TpmFile, TpmKey
@@ -56,6 +56,8 @@ from edgewise.protocol.join import (
     RenewRequest,
     Token,
 )
+from edgewise.protocol.tasks import SvidAsk, SvidIssued
+from edgewise.protocol.workload import WorkloadRequest, X509Wanted
 from edgewise.runtime.credentials import (
     CredentialFiles,
     certificates_in,
@@ -328,6 +330,42 @@ async def rejoin(identity: MachineIdentity, line: JoinLine) -> Card:
     )
     _check_name(moved.spiffe_id, card)
     return _renewed(identity, moved, key, reply.chain, ())
+
+
+async def svids(
+    identity: MachineIdentity, wanted: tuple[SvidAsk, ...], line: WorkloadIssuerLine
+) -> tuple[SvidIssued, ...]:
+    """X509-SVIDs for workloads of this node, in the order of ``wanted``, in one request.
+
+    Keys are made here and written nowhere. Raises what the far end says, and Untrusted for
+    SVIDs that are not what was asked for.
+    """
+    card, roots = identity.card(), identity.credentials.root_certificates()
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in wanted]
+    asked = [
+        X509Wanted(one.path, _request(key, one.path), one.dns, one.ttl_s)
+        for one, key in zip(wanted, keys, strict=True)
+    ]
+    reply = await line.workloads(WorkloadRequest(x509=tuple(asked)))
+    if len(reply.x509) != len(wanted):
+        raise Untrusted(f"{len(reply.x509)} identities came for {len(wanted)} that were asked for")
+    issued = []
+    for one, key, svid in zip(wanted, keys, reply.x509, strict=True):
+        leaf, _ = _leaf(svid.chain, key, SpiffeId(card.id.trust_domain, one.path), roots)
+        issued.append(
+            SvidIssued(
+                svid.spiffe_id,
+                svid.chain,
+                key.private_bytes(
+                    serialization.Encoding.DER,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                ),
+                leaf.not_valid_before_utc,
+                leaf.not_valid_after_utc,
+            )
+        )
+    return tuple(issued)
 
 
 def trust(identity: MachineIdentity, bundles: TrustBundles) -> bool:

@@ -29,6 +29,7 @@ from edgewise.protocol.join import (
     RenewReply,
     RenewRequest,
 )
+from edgewise.protocol.workload import WorkloadReply, WorkloadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,13 @@ class RootIssuer(Issuer, Protocol):
 
         It can only sign names in its region's trust domain, and host names of ``urls``.
         """
+
+
+class WorkloadIssuerLine(Protocol):
+    """Whoever issues identities of workloads. Implementation: net.workload_line."""
+
+    async def workloads(self, request: WorkloadRequest) -> WorkloadReply:
+        """As many answers as there were requests. Raises what the far end says."""
 
 
 class JoinLine(Protocol):

@@ -7,7 +7,7 @@ is not asked anything for ``LINGER_S``.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -74,8 +74,44 @@ class AttestTask(msgspec.Struct, frozen=True, tag="attest"):
     """Say anew what was booted. Answer: ``AttestReply``."""
 
 
+class SvidAsk(msgspec.Struct, frozen=True):
+    """An X509-SVID that the node wants for a workload."""
+
+    path: str
+    dns: tuple[str, ...] = ()
+    ttl_s: float = 0.0
+    """0: the issuer's own."""
+
+
+class SvidIssued(msgspec.Struct, frozen=True):
+    """An X509-SVID with its key; it is never written down."""
+
+    spiffe_id: str
+    chain: tuple[bytes, ...]
+    key: bytes
+    """DER PKCS#8."""
+    not_before: datetime
+    not_after: datetime
+
+
+class SvidsTask(msgspec.Struct, frozen=True, tag="svids"):
+    """Make keys and have X509-SVIDs issued, all in one request.
+
+    Answer: ``tuple[SvidIssued, ...]``, in the order of ``wanted``."""
+
+    wanted: tuple[SvidAsk, ...]
+
+
 Task = (
-    VerifyTask | FetchTask | SignTask | OpenTask | RenewTask | RetrustTask | JoinTask | AttestTask
+    VerifyTask
+    | FetchTask
+    | SignTask
+    | OpenTask
+    | RenewTask
+    | RetrustTask
+    | JoinTask
+    | AttestTask
+    | SvidsTask
 )
 
 

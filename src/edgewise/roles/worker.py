@@ -35,6 +35,7 @@ from edgewise.model.names import Platform
 from edgewise.net.client import Client, Endpoint, HttpSource
 from edgewise.net.joining import HeldMetadata, ask_for_trust, by_identity, by_token
 from edgewise.net.tls import client_context, small_tls_buffers
+from edgewise.net.workload_line import WorkloadLine
 from edgewise.protocol.attest import AttestReply
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import decode, encode
@@ -54,6 +55,9 @@ from edgewise.protocol.tasks import (
     RetrustTask,
     Said,
     SignTask,
+    SvidAsk,
+    SvidIssued,
+    SvidsTask,
     Task,
     VerifyTask,
     failed_of,
@@ -181,6 +185,14 @@ class InProcessWorker:
         finally:
             await doorway.close()
 
+    async def svids(self, wanted: tuple[SvidAsk, ...]) -> tuple[SvidIssued, ...]:
+        """X509-SVIDs of workloads, for keys that are made here and kept nowhere."""
+        client = self._client()
+        try:
+            return await identity.svids(self.identity, wanted, WorkloadLine(client))
+        finally:
+            await client.close()
+
     async def retrust(self) -> bool:
         """Ask whom to trust, over a connection that proves nothing; whether that changed.
 
@@ -238,6 +250,8 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
             return await worker.join(task)
         case AttestTask():
             return await worker.attest()
+        case SvidsTask(wanted):
+            return await worker.svids(wanted)
         case _:
             assert_never(task)
 

@@ -80,7 +80,7 @@ def test_the_order_of_selectors_changes_no_digest() -> None:
         (("unix:user:www-data", "unix:uid:www"), "identities/web.yaml:6", "unix:uid:1000"),
         (("unix:user:www-data", "nonsense"), "identities/web.yaml:6", "of no kind"),
         (("unix:user:www-data", "edgewise:app:helo"), "identities/web.yaml:6", "'hello'?"),
-        (("ttl: 30m", "ttl: 2d"), "identities/web.yaml:7", "between 1m and 24h"),
+        (("ttl: 30m", "ttl: 2d"), "identities/web.yaml:7", "between 1m and 1h"),
         (("web.shops.internal", "Not_A_Name"), "identities/web.yaml:8", "spec.dnsNames[0]"),
     ],
 )

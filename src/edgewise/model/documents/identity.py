@@ -20,7 +20,7 @@ from edgewise.model.documents.words import (
 from edgewise.model.quantity import parse_duration
 
 SHORTEST_S = 60.0
-LONGEST_S = 86400.0
+LONGEST_S = 3600.0
 
 Hint = Annotated[str, Meta(max_length=64)]
 
@@ -29,7 +29,7 @@ class IdentityTerms(Strict, frozen=True, kw_only=True):
     """What every workload identity has."""
 
     ttl: Duration | None = None
-    """Lifetime of its X509-SVIDs, 1m to 24h; they are renewed at half of it. Left out, an hour.
+    """Lifetime of its X509-SVIDs, 1m to 1h; they are renewed at half of it. Left out, an hour.
     An issuer gives less when its own certificate ends sooner."""
     dns_names: Annotated[tuple[DnsName, ...], Meta(max_length=8)] = ()
     """Names beside the SPIFFE ID, for clients that check host names."""
@@ -43,7 +43,7 @@ class IdentityTerms(Strict, frozen=True, kw_only=True):
         if self.ttl is None:
             return
         if not SHORTEST_S <= parse_duration(self.ttl).total_seconds() <= LONGEST_S:
-            raise Misfit("ttl", f"a ttl of {self.ttl} is not between 1m and 24h")
+            raise Misfit("ttl", f"a ttl of {self.ttl} is not between 1m and 1h")
 
 
 class AppIdentity(IdentityTerms, frozen=True, kw_only=True):
