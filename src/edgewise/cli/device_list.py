@@ -26,9 +26,15 @@ def read_rows(text: str, pattern: str = "") -> list[dict[str, Any]]:
     """
     sample = text[:4096]
     delimiter = ";" if sample.count(";") > sample.count(",") else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    columns = [str(column or "").strip() for column in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        reader.fieldnames = [str(column or "").strip() for column in reader.fieldnames or ()]
+        return _rows(reader, pattern)
+    except csv.Error as error:
+        raise BadUsage(f"line {reader.line_num}: {error}", hint="is it a CSV file?") from error
+
+
+def _rows(reader: csv.DictReader[str], pattern: str) -> list[dict[str, Any]]:
     found = []
     for number, row in enumerate(reader, 1):
         if number > MOST_ROWS:
