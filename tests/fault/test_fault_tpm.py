@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import structs
 
 from edgewise.identity import on_agent, tpm_keys, tpm_node
 from edgewise.identity.admission import JoinRules
 from edgewise.identity.attestation import Unproven, binding
+from edgewise.identity.names import Organisation
 from edgewise.identity.on_agent import ByTpm, Machine, MachineIdentity, attest, join
+from edgewise.identity.on_relay import RegionalEnroller
 from edgewise.identity.signatures import signature_holds
 from edgewise.identity.tpm_structures import (
     AK,
@@ -39,12 +42,14 @@ from edgewise.model.documents.words import Metadata
 from edgewise.model.errors import EdgewiseError, Forbidden, NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.attest import JoinChallengeRequest, TpmKeys, TpmProof
-from edgewise.protocol.join import JoinRequest
+from edgewise.protocol.join import JoinRequest, RenewReply, RenewRequest
+from edgewise.testing.enrolments import MemoryEnrolments
 from edgewise.testing.proving import Door, ProvingHub
 from edgewise.testing.swtpm import Maker
 from edgewise.testing.tpm import MemoryKey, MemoryTpm
 
 MAKER = Maker()
+P256 = ec.SECP256R1()
 STRANGER = Maker("Another maker")
 UNNAMED = Machine("node", "")
 
@@ -617,6 +622,27 @@ async def test_a_stolen_disk_cannot_attest(measured: ProvingHub) -> None:
     assert caught.value.reason == "forged-quote"
     with pytest.raises(EdgewiseError):
         await on_agent.rejoin(thief, Door(measured, thief))
+
+
+async def test_a_stolen_disk_cannot_renew_at_the_hub_nor_at_a_relay(measured: ProvingHub) -> None:
+    identity, door = await joined(measured, chip())
+    await on_agent.renew(identity, door)
+    thief = MachineIdentity(identity.directory)  # it has svid.key, and no TPM
+    regional = RegionalEnroller(
+        Organisation("acme"), "eu", measured.authority, door, MemoryEnrolments(),
+        lambda name: "", measured.clock, measured.log,
+        lambda name: measured.register.enrolled[name].key,
+    )  # fmt: skip
+
+    class AtRelay(Door):
+        async def renew(self, request: RenewRequest) -> RenewReply:
+            return await regional.renew(identity.card().id, request)
+
+    for line in (Door(measured, thief), AtRelay(measured, thief)):
+        unsigned = RenewRequest(on_agent._request(ec.generate_private_key(P256), "x"))
+        with pytest.raises(Untrusted, match="not signed by"):
+            await line.renew(unsigned)
+    await on_agent.renew(identity, AtRelay(measured, identity))
 
 
 async def test_what_is_known_survives_the_hub(measured: ProvingHub) -> None:

@@ -33,7 +33,12 @@ from edgewise.identity.bundles import roots_for
 from edgewise.identity.card import Card
 from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm, WorkloadIssuerLine
 from edgewise.identity.signatures import sign_bytes, sign_with, spki_of
-from edgewise.identity.tokens import join_proof_bytes, join_subject, rejoin_proof_bytes
+from edgewise.identity.tokens import (
+    join_proof_bytes,
+    join_subject,
+    rejoin_proof_bytes,
+    renew_proof_bytes,
+)
 from edgewise.identity.tpm_node import TpmFile, TpmKey
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
@@ -310,7 +315,9 @@ async def renew(identity: MachineIdentity, line: JoinLine) -> Card:
     ca_csr = b""
     if card.role == "relay":
         ca_csr = _request(_key(identity.directory / "ca.key"), card.name)
-    reply: RenewReply = await line.renew(RenewRequest(_request(key, card.name), ca_csr))
+    csr, in_tpm = _request(key, card.name), identity.tpm_key()
+    proof = in_tpm.sign(renew_proof_bytes(csr)) if in_tpm is not None else b""
+    reply: RenewReply = await line.renew(RenewRequest(csr, ca_csr, proof))
     return _renewed(identity, card, key, reply.chain, reply.ca_chain)
 
 

@@ -51,6 +51,7 @@ from edgewise.identity.tokens import (
     join_proof_bytes,
     join_subject,
     rejoin_proof_bytes,
+    renew_proof_bytes,
     secret_digest,
     secret_text,
 )
@@ -400,6 +401,9 @@ class Enroller:
             if (against := standing(peer, enrolled, self.place.organisation)) is not None:
                 raise Forbidden(against.what, hint=against.hint)
             assert enrolled is not None
+            proven = renew_proof_bytes(request.csr)
+            if enrolled.ak and not holds(enrolled.key, request.proof, proven):
+                raise self._refused("forged-renewal", enrolled.name, None)
             lineage = await self._shown(enrolled, serial)
             reply, made = self._reply(enrolled, request.csr, request.ca_csr, ())
             await self._remember(enrolled.name, lineage, made)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from edgewise.identity.names import Organisation, Station, authorise
 from edgewise.identity.ports import HubDoor, Issuer, Lineages
 from edgewise.identity.rotation import TwoUsers, issued, shown
-from edgewise.model.errors import Forbidden
+from edgewise.identity.signatures import holds
+from edgewise.identity.tokens import renew_proof_bytes
+from edgewise.model.errors import Forbidden, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.attest import (
     AttestChallenge,
@@ -50,6 +52,8 @@ class RegionalEnroller:
     """Why a name is refused (from ``RelayNews.gone``), or an empty text."""
     clock: Clock
     log: Log
+    key: Callable[[str], bytes] = lambda _: b""
+    """The enrolment key of a node whose key is in a TPM (from its record), or nothing."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def roots(self) -> Roots:
@@ -99,6 +103,13 @@ class RegionalEnroller:
             raise Forbidden(f"{peer} renews at the hub", hint="use the hub's URL")
         if why := self.gone(peer.name):
             raise Forbidden(f"{peer.name} gets nothing more: {why}", hint="ask the operator")
+        key = self.key(peer.name)
+        if key and not holds(key, request.proof, renew_proof_bytes(request.csr)):
+            self.log.decision("refused", because="forged-renewal", name=peer.name)
+            raise Untrusted(
+                "the renewal is not signed by the key in the node's TPM",
+                hint="was the disk taken out of its machine?",
+            )
         async with self._turn:
             before = shown(await self.lineages.lineage(peer.name), serial)
             if isinstance(before, TwoUsers):

@@ -116,6 +116,11 @@ def join_subject(request: JoinRequest) -> str:
     return request.token or (proof.nonce if proof is not None else "")
 
 
+def renew_proof_bytes(csr: bytes) -> bytes:
+    """What an enrolment key in a TPM signs at a renewal."""
+    return b"renew/1\0" + csr
+
+
 def rejoin_proof_bytes(nonce: str, csr: bytes, last: str) -> bytes:
     """What the enrolment key signs at a rejoin."""
     return b"rejoin/1\0" + nonce.encode() + b"\0" + last.encode() + b"\0" + csr

@@ -108,6 +108,9 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identities: dict[str, tuple[str, ...]] = {}
     """SPIFFE paths that workloads on this node may have, each with the DNS names that may
     stand beside it: ``/app/shops/till``."""
+    key: bytes = b""
+    """DER SubjectPublicKeyInfo of its enrolment key where that is in a TPM: renewals must be
+    signed by it, also when a relay answers them."""
     schema: Literal[1] = 1
 
 

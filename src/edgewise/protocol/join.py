@@ -104,6 +104,9 @@ class RenewRequest(msgspec.Struct, frozen=True):
 
     csr: bytes
     ca_csr: bytes = b""
+    proof: bytes = b""
+    """Signature by the enrolment key over ``renew/1 NUL csr``; asked of nodes whose key is in a
+    TPM, so that a stolen disk cannot renew."""
 
 
 class RenewReply(msgspec.Struct, frozen=True):

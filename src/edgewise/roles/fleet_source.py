@@ -294,6 +294,7 @@ class FleetSource:
                 member.labels if member else enrolled.labels,
                 sealed.get(enrolled.name, {}),
                 granted[enrolled.name] if compiled else self._granted_before(enrolled.name),
+                enrolled.key if enrolled.ak else b"",
             )
         new = await parts.records.put(wanted)
         if not new:

@@ -211,6 +211,7 @@ def _assemble(
         lambda name: "it was forgotten or quarantined" if name in relaying.known.gone else "",
         clock,
         log,
+        lambda name: node.key if (node := relaying.known.nodes.get(name)) else b"",
     )
     keyring = JwtKeyFiles(identity.directory / "jwt", clock)
     desk = Desk(authority.organisation, authority, keyring, lambda: relaying.known.trusted)

@@ -29,6 +29,7 @@ class Wanted:
     labels: Mapping[str, str] = field(default_factory=dict)
     sealed: Mapping[str, str] = field(default_factory=dict)
     identities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    key: bytes = b""
 
 
 def succeed(before: NodeRecord | None, last: int, name: str, wanted: Wanted) -> NodeRecord | None:
@@ -44,6 +45,7 @@ def succeed(before: NodeRecord | None, last: int, name: str, wanted: Wanted) -> 
         dict(wanted.labels),
         dict(wanted.sealed),
         dict(wanted.identities),
+        wanted.key,
     )
     if before is not None and _content(before) == _content(after):
         return None
@@ -104,7 +106,7 @@ class Records:
     async def sign_again(self) -> None:
         """The channels key has changed: sign every record with the new one."""
         names = {
-            name: Wanted(kept.region, r.fleet, r.index, r.labels, r.sealed, r.identities)
+            name: Wanted(kept.region, r.fleet, r.index, r.labels, r.sealed, r.identities, r.key)
             for name, kept in self._kept.items()
             if (r := self._records.get(name))
         }
