@@ -335,7 +335,7 @@ def with_quote(extra: bytes | None = None, pcrs: tuple[int, ...] | None = None, 
 
     def change(proof: TpmProof) -> TpmProof:
         tpm = chip()
-        wanted = pcrs if pcrs is not None else tuple(proof.quote.pcrs)
+        wanted = pcrs if pcrs is not None else tuple(proof.quote.values)
         bound = extra if extra is not None else b"n" * 32
         quote = tpm_node.quote("here", tpm.open, bound, wanted)
         return structs.replace(proof, quote=structs.replace(quote, **more))
@@ -360,7 +360,7 @@ async def test_a_quote_over_fewer_pcrs_is_refused(hub: ProvingHub) -> None:
 
 async def test_values_that_do_not_add_up_to_the_quote_are_refused(hub: ProvingHub) -> None:
     def lie(proof: TpmProof) -> TpmProof:
-        values = {**proof.quote.pcrs, 7: b"\7" * 32}
+        values = {**proof.quote.pcrs, "7": b"\7" * 32}
         return structs.replace(proof, quote=structs.replace(proof.quote, pcrs=values))
 
     assert await meddled(hub, lie) == "wrong-digest"

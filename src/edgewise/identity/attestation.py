@@ -247,12 +247,19 @@ def judge_quote(quote: Quote, ak: Public, extra: bytes, pcrs: Iterable[int]) -> 
     wanted = tuple(sorted(pcrs))
     if said.selection != ((SHA256, wanted),):
         raise Unproven("wrong-selection", f"the quote is not over the PCRs {list(wanted)}")
-    values = quote.pcrs
+    values = _values(quote)
     if tuple(sorted(values)) != wanted or any(len(value) != 32 for value in values.values()):
         raise Unproven("wrong-digest", "the quote comes without the values that it is over")
     if hashlib.sha256(b"".join(values[pcr] for pcr in wanted)).digest() != said.digest:
         raise Unproven("wrong-digest", "the values that came with the quote do not add up to it")
     return said
+
+
+def _values(quote: Quote) -> dict[int, bytes]:
+    try:
+        return quote.values
+    except Untrusted as error:
+        raise Unproven("malformed", str(error)) from error
 
 
 def compare(pcrs: Mapping[int, bytes], references: Iterable[PcrReference]) -> str:

@@ -339,7 +339,7 @@ class Enroller:
         if quoted is None or request.tpm is None:
             return None
         quote = request.tpm.quote
-        reference = compare(quote.pcrs, rules.references(enrolled.labels))
+        reference = compare(quote.values, rules.references(enrolled.labels))
         return passed(quoted, quote, reference, self.clock.now())
 
     async def _let_in(

@@ -73,7 +73,7 @@ def failed(
 
 def shown(quote: Quote) -> dict[str, str]:
     """PCR values as people write them."""
-    return {str(pcr): value.hex() for pcr, value in sorted(quote.pcrs.items())}
+    return {str(pcr): value.hex() for pcr, value in sorted(quote.values.items())}
 
 
 def too_long(kept: Attestation, grace: timedelta, now: datetime) -> bool:

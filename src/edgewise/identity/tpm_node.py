@@ -129,7 +129,8 @@ def _quote(tpm: Tpm, ak: object, bound: bytes, pcrs: tuple[int, ...]) -> Quote:
         attested, signature = tpm.quote(ak, bound, pcrs)
         together = hashlib.sha256(b"".join(values[pcr] for pcr in sorted(values))).digest()
         if parse_attested(attested).digest == together:
-            return Quote(attested, signature, values)
+            by_name = {str(pcr): value for pcr, value in values.items()}
+            return Quote(attested, signature, by_name)
     raise TryLater("the PCRs change while they are quoted", hint="is the machine still booting?")
 
 

@@ -14,6 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from edgewise.model.errors import Untrusted
+
 
 class TpmKeys(msgspec.Struct, frozen=True):
     """Which TPM."""
@@ -50,8 +52,15 @@ class Quote(msgspec.Struct, frozen=True):
     """TPMS_ATTEST."""
     signature: bytes
     """TPMT_SIGNATURE by the attestation key."""
-    pcrs: dict[int, bytes]
-    """The values that the quote's digest is over."""
+    pcrs: dict[str, bytes]
+    """PCR (``"7"``) to the value that the quote's digest is over."""
+
+    @property
+    def values(self) -> dict[int, bytes]:
+        """By number. Raises Untrusted for keys that are no PCR."""
+        if not all(key.isascii() and key.isdecimal() and len(key) <= 2 for key in self.pcrs):
+            raise Untrusted("a quote comes with values of what is no PCR")
+        return {int(key): value for key, value in self.pcrs.items()}
 
 
 class TpmProof(msgspec.Struct, frozen=True):

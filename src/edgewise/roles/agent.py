@@ -211,6 +211,7 @@ class _Agent:
             self._keep_files(rollout),
             self._keep_logs(machine),
             keeper.run(),
+            self._keep_attested(worker),
             self._watchdog(),
         ]
         async with asyncio.TaskGroup() as tasks:

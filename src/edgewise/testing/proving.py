@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgewise.backends.pki.authority import Authority
 from edgewise.identity.admission import JoinRules
@@ -25,6 +25,7 @@ from edgewise.protocol.attest import (
     JoinChallenge,
     JoinChallengeRequest,
 )
+from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -38,6 +39,8 @@ from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.enrolments import MemoryEnrolments
 from edgewise.testing.log import ListLog
+
+T = TypeVar("T")
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 TUF_ROOT = b'{"the":"first root"}'
@@ -120,11 +123,11 @@ class Door:
     sent: list[Any] = field(default_factory=list)
 
     async def join_challenge(self, request: JoinChallengeRequest) -> JoinChallenge:
-        return await self.hub.enroller.join_challenge(request)
+        return await self.hub.enroller.join_challenge(_travelled(request))
 
     async def join(self, request: JoinRequest) -> JoinReply:
         self.sent.append(request)
-        reply = await self.hub.enroller.join(request, self.via)
+        reply = await self.hub.enroller.join(_travelled(request), self.via)
         await self.hub.attestor.joined(SpiffeId.parse(reply.spiffe_id).name)
         if self.lose:
             self.lose -= 1
@@ -155,7 +158,12 @@ class Door:
     def _call(self, body: Any) -> Call[Any]:
         peer = Peer(self.via or self._identity().card().id)
         nothing: Any = None
-        return Call(peer, body, {}, None, {}, nothing)
+        return Call(peer, _travelled(body), {}, None, {}, nothing)
+
+
+def _travelled(message: T) -> T:
+    """As the far end reads it."""
+    return decode(encode(message), type(message), what="a message")
 
 
 def _meets_its_port(door: Door) -> HubDoor:

@@ -142,7 +142,7 @@ class Attestor:
             if before.counters is not None:
                 check_counters(before.counters, said)
             labels = self.around.labels(enrolled.name)
-            reference = compare(quote.pcrs, rules.references(labels))
+            reference = compare(quote.values, rules.references(labels))
         except Unproven as error:
             return failed(before, error.reason, str(error), now, quote)
         return passed(said, quote, reference, now)
