@@ -124,7 +124,7 @@ CERTIFICATE = MAKER.ek_certificate(tpm_keys.key_of(KEY.public))
 
 
 @given(st.one_of(st.binary(max_size=300), mutations(CERTIFICATE)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_certificate_is_a_device_or_broken(data: bytes) -> None:
     found = judge_chain([data, MAKER.middle_der], [MAKER.root], NOW)
     if isinstance(found, Device):
@@ -155,7 +155,7 @@ def framed(body: bytes, *, authorised: bool) -> bytes:
 
 
 @given(body=st.binary(max_size=300), authorised=st.booleans(), whole=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_answer_of_a_tpm_is_a_value_or_one_of_our_errors(
     body: bytes, authorised: bool, whole: bool
 ) -> None:
@@ -213,7 +213,7 @@ def test_the_good_proof_holds(good: tuple[JoinRequest, bytes, Any]) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_proof_with_any_part_changed_is_refused_as_unproven(
     good: tuple[JoinRequest, bytes, Any], data: st.DataObject
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from edgewise.identity import chains, tpm_keys
@@ -166,18 +166,9 @@ def _maker(chain: tuple[bytes, ...], spki: bytes, rules: JoinRules, now: datetim
         raise Unproven(found.flaw, f"endorsement certificate: {found.what}", hint=hint)
     if not chains.is_for_ek(found.certificate):
         raise Unproven("wrong-kind", "the certificate is not one for endorsement keys")
-    if _certified_key(found.certificate) != spki:
+    if found.key != spki:
         raise Unproven("other-certificate", "the certificate is of another endorsement key")
     return found.maker
-
-
-def _certified_key(certificate: x509.Certificate) -> bytes:
-    try:
-        return certificate.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    except ValueError as error:
-        raise Unproven("unreadable", f"the certificate's key cannot be read: {error}") from error
 
 
 # A join
@@ -331,7 +322,7 @@ def judge_factory(
             "the factory certificate has no serialNumber in its subject",
             hint="IEEE 802.1AR asks for one; without it the machine cannot be told from others",
         )
-    digest = hashlib.sha256(_certified_key(found.certificate)).hexdigest()
+    digest = hashlib.sha256(found.key).hexdigest()
     return Evidence("factory", f"idevid:{digest}", found.maker, serial=found.serial, genuine=True)
 
 

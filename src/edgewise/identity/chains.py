@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
@@ -39,6 +40,16 @@ _UNDERSTOOD: Final = {
 }
 """What may be critical. A critical name constraint is refused: it would have to be applied."""
 
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates that are not what they should be."""
+
 Flaw = Literal["unreadable", "unknown-maker", "outside-its-time", "not-a-ca", "wrong-kind"]
 
 
@@ -55,15 +66,22 @@ class Device:
     """A device certificate whose chain holds."""
 
     certificate: x509.Certificate
+    key: bytes
+    """DER SubjectPublicKeyInfo that it certifies."""
     maker: str
     """Subject of the anchor, for people."""
+    serial: str
+    """The device's serial number (IEEE 802.1AR, 8.6: serialNumber of the subject), or ""."""
 
-    @property
-    def serial(self) -> str:
-        """The device's serial number (IEEE 802.1AR, 8.6: serialNumber of the subject), or ""."""
-        found = self.certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
-        value = found[0].value if len(found) == 1 else ""
-        return value if isinstance(value, str) else ""
+
+def _device(leaf: x509.Certificate, anchor: x509.Certificate) -> Device:
+    found = leaf.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+    serial = found[0].value if len(found) == 1 else ""
+    key = leaf.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    maker = anchor.subject.rfc4514_string() or "(no name)"
+    return Device(leaf, key, maker, serial if isinstance(serial, str) else "")
 
 
 def padding_cut(data: bytes) -> bytes:
@@ -93,7 +111,7 @@ def judge_chain(
         found = [x509.load_der_x509_certificate(padding_cut(der)) for der in given]
         leaf, between = found[0], found[1:]
         return _climb(leaf, between, tuple(anchors), now)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         # Some makers' certificates are not DER; who has such devices lists their keys.
         return Broken("unreadable", f"the certificate cannot be read: {error}")
 
@@ -114,7 +132,7 @@ def _climb(
         anchor = next((one for one in anchors if _issued(lower, one)), None)
         if anchor is not None:
             flaw = _issuer_flaw(anchor, depth, now)
-            return flaw or Device(leaf, anchor.subject.rfc4514_string() or "(no name)")
+            return flaw or _device(leaf, anchor)
         upper = next((one for one in left if one != lower and _issued(lower, one)), None)
         if upper is None:
             issuer = lower.issuer.rfc4514_string()[:200] or "(no name)"
