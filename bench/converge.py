@@ -106,11 +106,12 @@ class Bench:
         await self.fleet.start(
             name,
             (
-                "agent", "--state", str(state), "--name", name, "--token", token,
+                "agent", "--state", str(state), "--name", name,
                 "--ready", str(state / "ready.json"),
                 "--root", str(state / "root"), "--stop-apps",
             ),
             state / "ready.json",
+            token=token,
         )  # fmt: skip
 
     async def _crowds(self, token: str) -> None:

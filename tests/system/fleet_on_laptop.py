@@ -76,7 +76,7 @@ class Fleet:
         if self.link is None:
             self.link = await self.laptop.link("127.0.0.1", self._hub_port)
         state = self.laptop.directory / "relay"
-        join = ("--join", token, "--name", REGION) if token else ()
+        join = ("--name", REGION) if token else ()
         return await self.laptop.start(
             "relay",
             (
@@ -84,16 +84,18 @@ class Fleet:
                 "--hub", f"https://127.0.0.1:{self.link.port}", *join,
             ),
             state / "ready.json",
+            token=token,
         )  # fmt: skip
 
     async def start_agent(self, name: str, token: str = "") -> RoleProcess:
         """Joins first when it gets a token."""
         state = self.state(name)
-        join = ("--token", token, "--name", name) if token else ()
+        join = ("--name", name) if token else ()
         return await self.laptop.start(
             name,
             ("agent", "--state", str(state), "--root", str(state / "root"), *join),
             state / "ready.json",
+            token=token,
         )
 
     async def start(self) -> None:

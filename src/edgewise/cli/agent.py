@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
+from edgewise.runtime.hidden import TOKEN, hidden
 
 if TYPE_CHECKING:
     from edgewise.protocol.tasks import JoinTask
@@ -93,7 +93,11 @@ def invitation(token: str, url: list[str] | None, root: str, tuf_root: str) -> s
 def join(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
     token: Annotated[
-        str, typer.Argument(help="Of `edgewise node token` or `edgewise device invite`: ew1...")
+        str,
+        typer.Argument(
+            help="Of `edgewise node token` or `edgewise device invite`: `-` for standard input, "
+            "@FILE, or the text; left out: EDGEWISE_TOKEN."
+        ),
     ] = "",
     name: Annotated[
         str, typer.Option(help="Its name; default: the machine's, or the fleet repo's.")
@@ -121,7 +125,7 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
     if CredentialFiles(state / "identity").exist:
         session.done(f"joined already as {read_card(state).spiffe_id}")
         return
-    token = invitation(token, url, root, tuf_root)
+    token = invitation(hidden(token), url, root, tuf_root)
     if Token.parse(token).identifier:
         name = name or host_name()
     if name and not is_name(name):
@@ -141,7 +145,11 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
         Path, typer.Option(help="Prefix of the absolute paths of configs and secrets.")
     ] = Path("/"),
     token: Annotated[
-        str, typer.Option(help="Join first, unless it has; a token or an invitation.")
+        str,
+        typer.Option(
+            help="Join first, unless it has: `-` for standard input, @FILE, or the text; left "
+            "out: EDGEWISE_TOKEN."
+        ),
     ] = "",
     name: Annotated[str, typer.Option(help="With --token: the node's name.")] = "",
     tpm: Tpm = False,
@@ -163,11 +171,11 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     from edgewise.runtime.credentials import CredentialFiles
 
     state = writable(state)
-    token = token or os.environ.get("EDGEWISE_TOKEN", "")
+    token = hidden(token)
     if not token and not CredentialFiles(state / "identity").exist:
         raise NeedsPerson(
             f"this node has not joined: {state} holds no identity",
-            hint="`edgewise agent join TOKEN`, with a token of `edgewise node token`",
+            hint="`edgewise agent join -`, with a token of `edgewise node token`",
         )
     given = ["--state", str(state), "--root", str(root.absolute())]
     given += ["--name", name] if name else []
@@ -180,7 +188,7 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
         given += [option, str(path.absolute())] if path else []
     flags = {"--sessions": sessions, "--stop-apps": stop_apps, "--json-log": log_json}
     # By the environment: a command line can be read by everybody on the machine.
-    secret = {"EDGEWISE_TOKEN": token} if token else {}
+    secret = {TOKEN: token} if token else {}
     become("agent", given + [flag for flag, on in flags.items() if on], secret)
 
 

@@ -167,11 +167,12 @@ class Demo:
             await self._fleet.start(
                 f"relay-{region}",
                 (
-                    "relay", "--state", str(state), "--name", region, "--join", token,
+                    "relay", "--state", str(state), "--name", region,
                     "--hub", f"https://127.0.0.1:{link.port}",
                     "--listen", "127.0.0.1:0", "--hold", "4",
                 ),
                 state / "ready.json",
+                token=token,
             )  # fmt: skip
         await asyncio.gather(*(self._start_node(node) for node in self._size.nodes))
         await self._until(lambda: self._online() == len(self._size.nodes), "all nodes online")
@@ -186,11 +187,12 @@ class Demo:
         await self._fleet.start(
             node.name,
             (
-                "agent", "--state", str(state), "--name", node.name, "--token", token,
+                "agent", "--state", str(state), "--name", node.name,
                 "--ready", str(state / "ready.json"),
                 "--root", str(state / "root"), "--stop-apps",
             ),
             state / "ready.json",
+            token=token,
         )  # fmt: skip
 
     async def publish_good(self) -> Figures:

@@ -166,7 +166,7 @@ def token(  # noqa: PLR0913 - one parameter is one option of the command line
     role = "relay" if relay else "agent"
     typer.echo(created.token)
     session.note(f"token {created.identifier}, usable until {stamp(created.expires)}")
-    session.note(f"  next: on the machine, `edgewise {role} join TOKEN`")
+    session.note(f"  next: on the machine, `edgewise {role} join -`, and paste it there")
 
 
 @app.command("tokens", help="Join tokens that exist, without their secrets.")

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from edgewise.cli.session import Session
-from edgewise.model.errors import NeedsPerson
+from edgewise.model.errors import BadUsage, NeedsPerson
+from edgewise.runtime.hidden import hidden
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -31,7 +32,13 @@ def _group() -> None:
 @app.command("join", help="Join this machine as the relay of its token's region.")
 def join(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
-    token: Annotated[str, typer.Argument(help="Of `edgewise node token --relay`: ew1...")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            help="Of `edgewise node token --relay`: `-` for standard input, @FILE, or the text; "
+            "left out: EDGEWISE_TOKEN."
+        ),
+    ] = "",
     name: Annotated[str, typer.Option(help="Its name; default: the machine's.")] = "",
     url: Annotated[
         list[str] | None, typer.Option(help="Where its nodes reach it. Repeatable.")
@@ -56,6 +63,11 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
             "nodes have to be told where this relay is",
             hint="add --url https://NAME-OF-THIS-MACHINE:8444",
         )
+    token = hidden(token)
+    if not token:
+        raise BadUsage(
+            "a relay joins with a token", hint="`edgewise node token --relay` at the hub makes one"
+        )
     settings = RelaySettings(state, listen, tuple(hub or ()))
     card = asyncio.run(join_hub(settings, token, name or host_name(), tuple(url or ())))
     session.done(f"joined as {card.spiffe_id}")
@@ -77,7 +89,7 @@ def run(
     if not CredentialFiles(writable(state) / "identity").exist:
         raise NeedsPerson(
             f"this relay has not joined: {state} holds no identity",
-            hint="`edgewise relay join TOKEN`, with a token of `edgewise node token --relay`",
+            hint="`edgewise relay join -`, with a token of `edgewise node token --relay`",
         )
     given = ["--state", str(writable(state)), "--cache", cache, "--hold", str(hold)]
     given += ["--listen", listen] if listen else []

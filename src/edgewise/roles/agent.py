@@ -44,6 +44,7 @@ from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
 from edgewise.runtime.credentials import CredentialFiles, write_private
+from edgewise.runtime.hidden import hidden
 from edgewise.runtime.log import Level, Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
@@ -373,8 +374,6 @@ def settings_of(arguments: list[str]) -> AgentSettings:
     By hand, because argparse would stay in the agent's memory (0.6 MB).
     """
     found: dict[str, Any] = {"state": Path("/var/lib/edgewise")}
-    if token := os.environ.get("EDGEWISE_TOKEN"):
-        found["token"] = token  # unlike an option, not shown to every user by ps
     waiting = list(reversed(arguments))
     while waiting:
         option, equals, value = waiting.pop().partition("=")
@@ -389,6 +388,7 @@ def settings_of(arguments: list[str]) -> AgentSettings:
             raise BadUsage(f"{option} needs a value")
         value = value if equals else waiting.pop()
         found[name] = Path(value) if name in _PATHS else value
+    found["token"] = hidden(found.get("token", ""))
     return AgentSettings(**found)
 
 

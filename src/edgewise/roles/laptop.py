@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgewise.model.errors import NeedsPerson
+from edgewise.runtime.hidden import TOKEN
 
 _READY_WITHIN_S = 60.0
 
@@ -27,6 +28,8 @@ class RoleProcess:
     name: str
     command: tuple[str, ...]
     log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    """In addition to ours, such as a token: a command line can be read by everybody."""
     process: asyncio.subprocess.Process | None = None
 
     async def start(self, ready: Path) -> None:
@@ -39,6 +42,7 @@ class RoleProcess:
         with self.log.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,
+                env={**os.environ, **self.env},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -160,11 +164,15 @@ class Laptop:
     processes: dict[str, RoleProcess] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
 
-    async def start(self, name: str, arguments: Sequence[str], ready: Path) -> RoleProcess:
-        """Start ``python -m edgewise.roles.<first argument> <rest>`` and wait for it."""
+    async def start(
+        self, name: str, arguments: Sequence[str], ready: Path, *, token: str = ""
+    ) -> RoleProcess:
+        """Start ``python -m edgewise.roles.<first argument> <rest>`` and wait for it. It
+        joins first with ``token``."""
         role, *rest = arguments
         command = (sys.executable, "-m", f"edgewise.roles.{role}", *rest)
-        process = RoleProcess(name, command, self.directory / "logs" / f"{name}.log")
+        log = self.directory / "logs" / f"{name}.log"
+        process = RoleProcess(name, command, log, {TOKEN: token} if token else {})
         self.processes[name] = process
         await process.start(ready)
         return process

@@ -62,7 +62,7 @@ def read_card(state: Path) -> Card:
     except OSError as error:
         raise NeedsPerson(
             f"this node has not joined: {path} is not there",
-            hint="make a token with `edgewise node token` at the hub; start with --token",
+            hint="make a token with `edgewise node token` at the hub; start with --token -",
         ) from error
 
 

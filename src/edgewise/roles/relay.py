@@ -1,6 +1,6 @@
 """The relay: what it is made of.
 
-``python -m edgewise.roles.relay --state DIR --join TOKEN --name NAME --url URL`` the first
+``python -m edgewise.roles.relay --state DIR --join - --name NAME --url URL`` the first
 time, ``python -m edgewise.roles.relay --state DIR`` from then on.
 """
 
@@ -53,6 +53,7 @@ from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
 from edgewise.runtime.credentials import fingerprint, write_private
+from edgewise.runtime.hidden import hidden
 from edgewise.runtime.log import Log, StreamLog
 
 HUB_CONNECTIONS: Final = 8
@@ -420,7 +421,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", default="20Gi", metavar="SIZE", help="most bytes to cache")
     parser.add_argument("--hold", default=60.0, type=float, metavar="SECONDS")
-    parser.add_argument("--join", default="", metavar="TOKEN", help="join first, unless it has")
+    parser.add_argument(
+        "--join",
+        default="",
+        metavar="TOKEN",
+        help="join first, unless it has: -, @FILE, the text; left out: EDGEWISE_TOKEN",
+    )
     parser.add_argument("--join-only", action="store_true", help="with --join: do not serve yet")
     parser.add_argument("--name", default="", help="with --join: this relay's name")
     parser.add_argument(
@@ -440,8 +446,9 @@ def main(given: list[str] | None = None) -> int:
             parse_bytes(chosen.cache),
             timedelta(seconds=chosen.hold),
         )
-        if chosen.join and not MachineIdentity(settings.state / "identity").credentials.exist:
-            card = uvloop.run(join_hub(settings, chosen.join, chosen.name, tuple(chosen.url)))
+        token = hidden(chosen.join)
+        if token and not MachineIdentity(settings.state / "identity").credentials.exist:
+            card = uvloop.run(join_hub(settings, token, chosen.name, tuple(chosen.url)))
             print(f"joined as {card.spiffe_id}", flush=True)
         if not chosen.join_only:
             uvloop.run(_until_told(settings))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,29 @@ def test_a_wrong_option_is_an_error_that_names_it(bad: list[str]) -> None:
 
 def test_a_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEWISE_TOKEN", "ew1.x")
-    assert settings_of([]).token == "ew1.x"
     assert settings_of(["--token", "ew1.y"]).token == "ew1.y"
+    assert settings_of([]).token == "ew1.x"
+    assert "EDGEWISE_TOKEN" not in os.environ, "what it starts does not inherit it"
+    assert settings_of([]).token == ""
+
+
+def test_a_token_may_come_from_a_file_or_standard_input(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("ew1.f\n")
+    assert settings_of(["--token", f"@{file}"]).token == "ew1.f"
+    monkeypatch.setattr("sys.stdin", StringIO("ew1.s\nmore\n"))
+    assert settings_of(["--token", "-"]).token == "ew1.s"
+    for empty in ("", "\n"):
+        monkeypatch.setattr("sys.stdin", StringIO(empty))
+        with pytest.raises(BadUsage, match="holds no token"):
+            settings_of(["--token", "-"])
+    with pytest.raises(BadUsage, match="cannot be read: No such file"):
+        settings_of(["--token", f"@{tmp_path / 'gone'}"])
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadUsage, match="it is no text"):
+        settings_of(["--token", f"@{file}"])
 
 
 def test_a_machine_that_never_joined_says_so_and_nothing_is_made_there(tmp_path: Path) -> None:
