@@ -50,7 +50,8 @@ spec:
 class Fleet:
     """What the tests do to a fleet, and what they ask it."""
 
-    def __init__(self, processes: Laptop) -> None:
+    def __init__(self, processes: Laptop, node_life: str = "45d") -> None:
+        self.node_life = node_life
         self.laptop = processes
         self.data = processes.directory / "hub"
         self.nodes: tuple[DemoNode, ...] = ()
@@ -66,7 +67,7 @@ class Fleet:
             "hub",
             (
                 "hub", "--data", str(self.data), "--listen", f"127.0.0.1:{self._hub_port}",
-                "--org", "demo", "--hold", "20s", *more,
+                "--org", "demo", "--hold", "20s", "--node-life", self.node_life, *more,
             ),
             self.data / "ready.json",
         )  # fmt: skip
@@ -81,7 +82,8 @@ class Fleet:
             "relay",
             (
                 "relay", "--state", str(state), "--listen", "127.0.0.1:0", "--hold", "20",
-                "--hub", f"https://127.0.0.1:{self.link.port}", *join,
+                "--hub", f"https://127.0.0.1:{self.link.port}", "--node-life", self.node_life,
+                *join,
             ),
             state / "ready.json",
             token=token,
@@ -243,10 +245,10 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet_on_laptop(directory: Path) -> AsyncIterator[Fleet]:
+async def fleet_on_laptop(directory: Path, *, node_life: str = "45d") -> AsyncIterator[Fleet]:
     """A running fleet; at the end its processes, apps included, are gone."""
     async with laptop(directory) as processes:
-        fleet = Fleet(processes)
+        fleet = Fleet(processes, node_life)
         try:
             await fleet.start()
             yield fleet

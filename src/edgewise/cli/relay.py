@@ -83,6 +83,9 @@ def run(
     hub: Hub = None,
     cache: Annotated[str, typer.Option(help="Most bytes to cache: 20Gi.")] = "20Gi",
     hold: Annotated[float, typer.Option(help="Seconds that polls are held.")] = 60.0,
+    node_life: Annotated[
+        str, typer.Option(help="How long nodes' certificates are good: as at the hub.")
+    ] = "45d",
 ) -> None:
     from edgewise.runtime.credentials import CredentialFiles
 
@@ -92,6 +95,7 @@ def run(
             hint="`edgewise relay join -`, with a token of `edgewise node token --relay`",
         )
     given = ["--state", str(writable(state)), "--cache", cache, "--hold", str(hold)]
+    given += ["--node-life", node_life]
     given += ["--listen", listen] if listen else []
     for one in hub or ():
         given += ["--hub", one]

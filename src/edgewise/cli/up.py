@@ -52,6 +52,9 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         Path | None, typer.Option(help="File with the webhooks' secret; none: webhooks are off.")
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+    node_life: Annotated[
+        str, typer.Option(help="How long nodes' certificates are good: 1m to 90d.")
+    ] = "45d",
     root_passphrase_file: Annotated[
         Path | None,
         typer.Option(help="File with the passphrase of the root's key (`edgewise ca seal`)."),
@@ -62,6 +65,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
 ) -> None:
     import uvloop
 
+    from edgewise.identity.rotation import checked_life
     from edgewise.roles.hub import duration, run
     from edgewise.roles.hub_parts import HubSettings
     from edgewise.roles.passphrase import passphrase_from
@@ -81,6 +85,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         hold=duration("--hold", hold),
         webhook_secret=webhook_secret,
         log_json=log_json,
+        node_life=checked_life("--node-life", duration("--node-life", node_life)),
         root_key=root_key,
         root_passphrase=passphrase_from(root_passphrase_file, _asked(data, root_passphrase_file)),
     )

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from edgewise.model.errors import BadUsage
+
 JITTER: Final = 0.1
 """Share of the lifetime over which a fleet that joined at once spreads its renewals."""
 CLOCK_SLACK: Final = timedelta(hours=1)
@@ -31,6 +33,23 @@ REJOINS: Final = 5
 """Rejoins within ``REJOIN_WINDOW`` before a person has to look: a node that loses its
 certificate again and again has a bad disk, or is not alone."""
 REJOIN_WINDOW: Final = timedelta(days=30)
+
+
+SHORTEST_LIFE: Final = timedelta(minutes=1)
+"""Of a node's certificate: shorter, and a renewal that is tried again finds it expired."""
+LONGEST_LIFE: Final = timedelta(days=90)
+"""Half of it is what a stolen disk is good for at most before it shows."""
+
+
+def checked_life(option: str, life: timedelta) -> timedelta:
+    """How long nodes' certificates are good. Raises BadUsage beyond the bounds."""
+    if not SHORTEST_LIFE <= life <= LONGEST_LIFE:
+        raise BadUsage(
+            f"{option} {life.total_seconds():g} s is not between one minute and 90 days",
+            hint="45d is the default; shorter ones renew more often and end sooner when the hub "
+            "and the relay are both away",
+        )
+    return life
 
 
 @dataclass(frozen=True, slots=True)

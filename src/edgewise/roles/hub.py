@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 from edgewise.backends.sqlite.database import Database
+from edgewise.identity.rotation import checked_life
 from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.quantity import parse_duration
 from edgewise.net.api.attesting import Attestor
@@ -175,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--webhook-secret", type=Path)
     parser.add_argument("--hold", default="60s")
     parser.add_argument("--log-json", action="store_true")
+    parser.add_argument("--node-life", default="45d")
     parser.add_argument("--root-passphrase-file", type=Path)
     parser.add_argument("--root-key", default="")
     given = parser.parse_args(arguments)
@@ -192,6 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
             hold=duration("--hold", given.hold),
             webhook_secret=given.webhook_secret,
             log_json=given.log_json,
+            node_life=checked_life("--node-life", duration("--node-life", given.node_life)),
             root_key=given.root_key,
             root_passphrase=passphrase_from(given.root_passphrase_file),
         )

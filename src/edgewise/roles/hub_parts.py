@@ -105,6 +105,8 @@ class HubSettings:
     webhook_secret: Path | None = None
     """File with the secret of webhooks; none: webhooks are off."""
     log_json: bool = False
+    node_life: timedelta = timedelta(days=45)
+    """How long nodes' certificates are good; a relay has the same setting."""
     root_key: str = ""
     """``pkcs11:`` URI of the token with the root's key; empty: a file below ``pki/``."""
     root_passphrase: Passphrase = no_passphrase
@@ -327,7 +329,9 @@ def _surroundings(
 def _authority(settings: HubSettings, clock: Clock) -> Authority:
     pki = settings.data / "pki"
     keys = root_keys(pki, settings.root_key, settings.root_passphrase)
-    return Authority.open_or_create(pki, settings.organisation, clock, keys)
+    authority = Authority.open_or_create(pki, settings.organisation, clock, keys)
+    authority.node_life = settings.node_life
+    return authority
 
 
 def _suspicions() -> tuple[asyncio.Queue[tuple[str, str]], Callable[[str, str], None]]:

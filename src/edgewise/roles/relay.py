@@ -33,10 +33,10 @@ from edgewise.identity.card import Card
 from edgewise.identity.names import Station
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew, trust
 from edgewise.identity.on_relay import RegionalEnroller
-from edgewise.identity.rotation import renew_at
+from edgewise.identity.rotation import checked_life, renew_at
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, behind
-from edgewise.model.quantity import parse_bytes
+from edgewise.model.quantity import parse_bytes, parse_duration
 from edgewise.net.client import CertificateRefused, Client, Endpoint, HttpSource
 from edgewise.net.http1 import ClosedEarly
 from edgewise.net.joining import Doorway, ask_for_trust, by_identity, by_token
@@ -86,6 +86,8 @@ class RelaySettings:
     cache_bytes: int = 20 << 30
     hold: timedelta = timedelta(seconds=60)
     """How long a node's poll is held."""
+    node_life: timedelta = timedelta(days=45)
+    """How long the certificates are good that it gives to nodes: as at the hub."""
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class _Parts:
     listen: Listen
     looked: asyncio.Event
     """Whom we trust has changed: look at our own certificates again."""
+    node_life: timedelta
 
     @property
     def outdated(self) -> bool:
@@ -202,7 +205,7 @@ def _assemble(
         log,
         pace=Pace(hold=settings.hold),
     )
-    authority = _authority(identity, card, clock)
+    authority = _authority(identity, card, clock, settings.node_life)
     enroller = RegionalEnroller(
         authority.organisation,
         card.region,
@@ -243,6 +246,7 @@ def _assemble(
         Server(routes.routes(), clock, chance, log),
         Listen(host, port, server_context(identity.credentials)),
         asyncio.Event(),
+        settings.node_life,
     )
     relaying.own = lambda: (
         tuple(key.spki for key in keyring.keys(card.region)),
@@ -350,13 +354,16 @@ def _use_files(parts: _Parts, clock: Clock) -> None:
     tls = client_context(credentials)
     parts.client.endpoint = replace(parts.client.endpoint, tls=tls)
     parts.client.forget_connections()
-    authority = _authority(parts.identity, parts.card, clock)
+    authority = _authority(parts.identity, parts.card, clock, parts.node_life)
     parts.enroller.issuer = parts.desk.issuer = authority
 
 
-def _authority(identity: MachineIdentity, card: Card, clock: Clock) -> RegionalAuthority:
+def _authority(
+    identity: MachineIdentity, card: Card, clock: Clock, node_life: timedelta
+) -> RegionalAuthority:
     roots = identity.credentials.root_certificates()
-    return RegionalAuthority.open(identity.directory, roots, card.region, clock)
+    authority = RegionalAuthority.open(identity.directory, roots, card.region, clock)
+    return replace(authority, node_life=node_life)
 
 
 def _until(enroller: RegionalEnroller) -> datetime | None:
@@ -408,6 +415,13 @@ async def _until_told(settings: RelaySettings) -> None:
         return
 
 
+def _life(text: str) -> timedelta:
+    try:
+        return checked_life("--node-life", parse_duration(text))
+    except ValueError as error:
+        raise BadUsage(f"--node-life: {error}") from error
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -421,6 +435,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", default="20Gi", metavar="SIZE", help="most bytes to cache")
     parser.add_argument("--hold", default=60.0, type=float, metavar="SECONDS")
+    parser.add_argument("--node-life", default="45d", help="as at the hub")
     parser.add_argument(
         "--join",
         default="",
@@ -445,6 +460,7 @@ def main(given: list[str] | None = None) -> int:
             tuple(chosen.hub),
             parse_bytes(chosen.cache),
             timedelta(seconds=chosen.hold),
+            _life(chosen.node_life),
         )
         token = hidden(chosen.join)
         if token and not MachineIdentity(settings.state / "identity").credentials.exist:

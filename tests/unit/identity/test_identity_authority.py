@@ -6,12 +6,17 @@ from pathlib import Path
 import pyrage
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from identity_of import Hub
 
 from edgewise.backends.pki.certificates import Hosts, hosts_of, validity_of
 from edgewise.backends.pki.sealing import WorkspaceKey, opened_values, seal_value
 from edgewise.cli.client import Context
+from edgewise.identity.rotation import checked_life
 from edgewise.model.errors import BadUsage, NeedsPerson, Untrusted
+from edgewise.model.names import SpiffeId
 from edgewise.net.tls import CredentialFiles, client_context, server_context
 from edgewise.protocol.codec import encode
 from edgewise.runtime.credentials import certificates_in
@@ -92,3 +97,18 @@ def test_what_cannot_be_resealed_says_which_value_and_what_to_do(tmp_path: Path)
     (tmp_path / "workspace.age").write_text("damaged")
     with pytest.raises(NeedsPerson):
         WorkspaceKey.open_or_create(tmp_path / "workspace.age")
+
+
+def test_the_life_of_a_nodes_certificate_is_a_setting_with_bounds(hub: Hub) -> None:
+    authority, now = hub.authority, hub.clock.now()
+    authority.node_life = checked_life("--node-life", timedelta(minutes=1))
+    key = ec.generate_private_key(ec.SECP256R1())
+    asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    csr = asked.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    node = authority.issue(SpiffeId("eu.acme", "/node/n1"), csr)
+    relay = authority.issue(SpiffeId("eu.acme", "/relay/r1"), csr)
+    assert node.not_after - now == timedelta(minutes=1)
+    assert relay.not_after - now == timedelta(days=30), "only nodes are meant"
+    for life in (timedelta(seconds=59), timedelta(days=91), timedelta()):
+        with pytest.raises(BadUsage, match="between one minute and 90 days"):
+            checked_life("--node-life", life)

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from edgewise.backends.pki.certificates import (
+    LIFE,
     Hosts,
     Signer,
     der,
@@ -53,6 +54,8 @@ class Authority:
     organisation: Organisation
     clock: Clock
     root: Roots
+    node_life: timedelta = LIFE["node"]
+    """How long a node's certificate is good; ``identity.rotation.checked_life`` has the bounds."""
     _signers: dict[str, Signer] = field(default_factory=dict)
 
     @classmethod
@@ -90,7 +93,8 @@ class Authority:
         if region is None or not self.organisation.owns(identity):
             raise Forbidden(f"{identity} is no identity of {self.organisation.name}")
         hosts = Hosts.of_urls(urls)
-        return make_svid(self._signer(region), identity, key, hosts, self.clock.now())
+        life = self.node_life if identity.role == "node" else None
+        return make_svid(self._signer(region), identity, key, hosts, self.clock.now(), life)
 
     def issue_workload(
         self, identity: SpiffeId, csr: bytes, dns: tuple[str, ...], life: timedelta
@@ -240,6 +244,8 @@ class RegionalAuthority:
     signer: Signer
     roots: tuple[bytes, ...]
     clock: Clock
+    node_life: timedelta = LIFE["node"]
+    """As the hub's."""
 
     @classmethod
     def open(
@@ -275,7 +281,8 @@ class RegionalAuthority:
         if identity.trust_domain != self.organisation.domain(self.region):
             raise Forbidden(f"{identity} is not of region {self.region}")
         self._check_alive()
-        return make_svid(self.signer, identity, key, Hosts.of_urls(urls), self.clock.now())
+        life = self.node_life if identity.role == "node" else None
+        return make_svid(self.signer, identity, key, Hosts.of_urls(urls), self.clock.now(), life)
 
     def issue_workload(
         self, identity: SpiffeId, csr: bytes, dns: tuple[str, ...], life: timedelta
