@@ -62,7 +62,13 @@ class Context:
             ) from error
         except OSError as error:
             raise NeedsPerson(f"cannot read {path}: {error.strerror}") from error
-        self.told = decode(data, OperatorContext, what=str(path))
+        try:
+            self.told = decode(data, OperatorContext, what=str(path))
+        except Untrusted as error:
+            raise BadUsage(
+                f"{path} is no hub context: {error}",
+                hint="name context.json of an operator's folder, or the hub's data directory",
+            ) from error
         folder = path.resolve().parent
         self.certificate = folder / self.told.certificate
         self.key = folder / self.told.key
@@ -261,7 +267,9 @@ class Client:
 
 
 def segment(text: str) -> str:
-    """One path segment from what a person typed."""
+    """One path segment from what a person typed. Raises BadUsage for nothing at all."""
+    if not text:
+        raise BadUsage("an empty name names nothing", hint="`edgewise status` shows what there is")
     return quote(text, safe="")
 
 

@@ -23,6 +23,7 @@ from edgewise.identity.ports import Enrolled, TokenRecord
 from edgewise.model.errors import BadUsage
 from edgewise.model.labels import check_labels
 from edgewise.model.names import is_name
+from edgewise.model.quantity import format_duration
 from edgewise.protocol.api import TokenRequest
 from edgewise.protocol.join import JoinRequest
 
@@ -84,7 +85,11 @@ def checked_terms(request: TokenRequest, organisation: Organisation) -> timedelt
         raise BadUsage(f"uses {request.uses} is not between 1 and {MOST_USES}")
     low, high = SHORTEST.total_seconds(), LONGEST.total_seconds()
     if not low <= request.ttl_s <= high:
-        raise BadUsage(f"a token lives {low:.0f} s to {high:.0f} s, not {request.ttl_s:g} s")
+        asked = f"{request.ttl_s:.0f} s" if request.ttl_s < high else "longer"
+        raise BadUsage(
+            f"a token lives {format_duration(SHORTEST)} to {format_duration(LONGEST)}, not {asked}",
+            hint="for example 1h; a fleet that joins over weeks needs a token a week",
+        )
     if request.role == "relay" and request.via:
         raise BadUsage("a relay joins at the hub, not through another relay")
     return timedelta(seconds=request.ttl_s)

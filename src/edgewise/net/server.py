@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import logging
 import re
 import resource
 import ssl
@@ -84,6 +85,29 @@ class Request(web.BaseRequest):
     match_info: dict[str, str]
 
 
+class _Complaints(logging.Handler):
+    """aiohttp's own log lines. What a stranger sends that is no HTTP is answered with 400 and
+    is worth no line: whoever can connect could fill the disk."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._to = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError) or record.levelno < logging.WARNING:
+            return
+        said = f"{record.getMessage()}: {error!r}" if error else record.getMessage()
+        self._to.event("http", "error", because=said[:500])
+
+
+def _quiet_logger(log: Log) -> logging.Logger:
+    """One of its own, outside the tree of loggers."""
+    logger = logging.Logger("edgewise.http")
+    logger.addHandler(_Complaints(log))
+    return logger
+
+
 class Server:
     """One port, many routes: ``start`` it, ``close`` it."""
 
@@ -121,6 +145,7 @@ class Server:
             self._respond,
             request_factory=_request,
             access_log=None,
+            logger=_quiet_logger(self._log),
             keepalive_timeout=KEEP_ALIVE.total_seconds(),
             tcp_keepalive=True,
         )

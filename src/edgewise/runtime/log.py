@@ -53,11 +53,18 @@ class StreamLog:
             line = msgspec.json.encode(whole, enc_hook=str).decode()
         else:
             text = " ".join(f"{k}={_plain(v)}" for k, v in fields.items())
-            line = f"{at} {level:<7} {self._role} {what} {text}".rstrip()
+            line = _one_line(f"{at} {level:<7} {self._role} {what} {text}".rstrip())
         print(line, file=self._stream, flush=True)
 
     def decision(self, what: str, /, *, because: object, **fields: object) -> None:
         self.event(what, "info", **fields, because=because)
+
+
+def _one_line(text: str) -> str:
+    """Names and reasons may come from strangers: nobody writes lines or colours of his own."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _plain(value: object) -> object:

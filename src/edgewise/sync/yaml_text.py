@@ -139,7 +139,8 @@ class _Builder:
         except yaml.MarkedYAMLError as error:
             self._flaws.append(_malformed(error))
         except yaml.YAMLError as error:
-            self._flaws.append(Flaw(1, 1, f"not YAML: {error}", "remove the control character"))
+            said = str(error).partition("\n")[0]
+            self._flaws.append(Flaw(1, 1, f"not YAML: {said}", "remove the control character"))
         except _TooMuch as error:
             self._flaws.append(error.flaw)
         return Text(

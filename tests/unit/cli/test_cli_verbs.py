@@ -364,3 +364,14 @@ def test_the_doctor_names_what_is_wrong_and_the_next_move(hub: Any, cli: Any) ->
     assert found["tuf root"]["level"] == "warning"
     assert all(one["next"] for one in done.json if one["level"] != "ok")
     assert "edgewise status" in cli("doctor").out
+
+
+def test_an_empty_name_and_a_context_that_is_none_are_told_apart_from_attacks(
+    hub: Any, cli: Any, tmp_path: Path
+) -> None:
+    done = cli("trace", "")
+    assert (done.code, "names nothing" in done.err) == (2, True)
+    (tmp_path / "context.json").write_text("-----BEGIN KEY-----")
+    done = cli("--context", str(tmp_path / "context.json"), "status")
+    assert done.code == 2
+    assert "is no hub context" in done.err

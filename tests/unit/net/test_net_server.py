@@ -251,3 +251,17 @@ def test_conflict_is_409(tmp_path: Path) -> None:
     from edgewise.net.problems import problem_of
 
     assert problem_of(Conflict("it moved")).status == 409
+
+
+async def test_what_is_no_http_is_answered_and_fills_no_log(
+    web: Any, log: ListLog, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = web._base_url.port
+    for words in (b"GARBAGE\0\0\n\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(words)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
+    assert log.lines == []
+    assert "Traceback" not in capfd.readouterr().err

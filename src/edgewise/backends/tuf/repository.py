@@ -119,8 +119,9 @@ def load_public(path: Path) -> Key:
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        why = error.strerror if isinstance(error, OSError) else "it holds no PEM public key"
         raise NeedsPerson(
-            f"{path} is not a public key: {error}",
+            f"{path} is not a public key: {why}",
             hint="`edgewise artifact key FILE` writes FILE.pub for this",
         ) from error
     if not isinstance(key, Ed25519PublicKey):
