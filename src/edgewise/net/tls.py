@@ -11,11 +11,14 @@ Standard library only: the resident agent uses this file.
 from __future__ import annotations
 
 import asyncio.sslproto
+import os
 import ssl
+from base64 import encodebytes
 from collections.abc import Iterable
 from typing import Any, Final
 
 from edgewise.identity.names import well_placed
+from edgewise.identity.workload_ports import LocalSvid
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.runtime.credentials import CredentialFiles, fingerprint, pem_of
@@ -24,6 +27,7 @@ __all__ = [
     "CredentialFiles",
     "client_context",
     "foreign_context",
+    "load_svid",
     "peer_id",
     "peer_serial",
     "peer_uri",
@@ -141,6 +145,20 @@ def reload(context: ssl.SSLContext, credentials: CredentialFiles) -> None:
     probe = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(probe, credentials)
     _load(context, credentials)
+
+
+def load_svid(context: ssl.SSLContext, svid: LocalSvid) -> None:
+    """Show this SVID in every handshake from now on. Raises ssl.SSLError, OSError.
+
+    OpenSSL reads keys from files only; this one is in memory, and gone afterwards.
+    """
+    key = b"-----BEGIN PRIVATE KEY-----\n%b-----END PRIVATE KEY-----\n" % encodebytes(svid.key)
+    fd = os.memfd_create("svid", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, key + pem_of(svid.chain).encode())
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def peer_id(tls: ssl.SSLObject | ssl.SSLSocket | None) -> SpiffeId | None:

@@ -204,6 +204,15 @@ class WorkloadRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """Other organisations' trust domains whose bundles the workload gets."""
 
 
+class IngressPort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A port of the node that leads to an app; see ``model.documents.ingress.IngressRule``."""
+
+    port: int
+    to: int
+    allow: tuple[str, ...]
+    address: str = "0.0.0.0"
+
+
 class ProcessApp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="process"):
     """A signed tree plus a command, run under the agent's supervisor."""
 
@@ -229,6 +238,8 @@ class ProcessApp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="p
     post_update: tuple[Hook, ...] = ()
     identity: WorkloadRegistration | msgspec.UnsetType = msgspec.UNSET
     """Absent, not null, where there is none: apps without one keep the digest they had."""
+    ingress: tuple[IngressPort, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Absent where there is none, as above."""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from edgewise.protocol.content import (
     FilesConfig,
     Hook,
     HttpProbe,
+    IngressPort,
     NodeSettings,
     NotActedOn,
     OnChange,
@@ -63,6 +64,8 @@ def process_app(
         pre_update=tuple(_hook(h) for h in spec.hooks.pre_update),
         post_update=tuple(_hook(h) for h in spec.hooks.post_update),
         identity=_app_identity(name, spec.identity, fleet),
+        ingress=tuple(IngressPort(i.port, i.to, i.allow, i.address) for i in spec.ingress)
+        or msgspec.UNSET,
     )
 
 

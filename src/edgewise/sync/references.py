@@ -104,6 +104,21 @@ def _check_fleet(
     _check_channel(where, fleet, kinds, report)
     _check_dependencies(where, fleet, kinds, report)
     _check_selected_apps(where, fleet, kinds, report)
+    _check_ingress(where, fleet, kinds, report)
+
+
+def _check_ingress(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:
+    """A port of a node leads to one app."""
+    taken: dict[int, str] = {}
+    for index, placed in enumerate(fleet.spec.apps):
+        document = kinds.get("App", {}).get(placed.ref.name)
+        value = document.parsed.value if document else None
+        for rule in value.spec.ingress if isinstance(value, App) else ():
+            first = taken.setdefault(rule.port, placed.ref.name)
+            if first != placed.ref.name:
+                message = f"ingress port {rule.port} of {placed.ref.name!r} is that of {first!r}"
+                path: Path = ("spec", "apps", index, "ref", "name")
+                report.at(where, Finding(path, message, "choose another port", placed.ref.name))
 
 
 def _check_selected_apps(where: Sourced, fleet: Fleet, kinds: Catalogue, report: Report) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from edgewise.model.documents.identity import AppIdentity
+from edgewise.model.documents.ingress import IngressRule
 from edgewise.model.documents.inventory import ApiVersion
 from edgewise.model.documents.words import (
     Cpu,
@@ -187,6 +188,9 @@ class AppSpec(Strict, frozen=True, kw_only=True):
     """When an update counts as good."""
     identity: AppIdentity | None = None
     """A SPIFFE ID for the app's processes, by the Workload API; ``{}`` takes the defaults."""
+    ingress: Annotated[tuple[IngressRule, ...], Meta(max_length=16)] = ()
+    """Ports of the node that lead to the app over mTLS, for callers that are named. Needs an
+    ``identity``."""
     replicas: Annotated[int, Meta(ge=1, le=100)] = 1
     """How many on one node. More than 1 is accepted, not yet acted on."""
     restart: Literal["Always", "OnFailure", "Never"] = "Always"
@@ -195,6 +199,14 @@ class AppSpec(Strict, frozen=True, kw_only=True):
     """Runs as this user; left out, as the agent's."""
     stop: Stop = Stop()
     """How it is stopped."""
+
+    def __post_init__(self) -> None:
+        if self.ingress and self.identity is None:
+            raise Misfit("ingress", "an ingress needs an identity: add `identity: {}`")
+        ports = [rule.port for rule in self.ingress]
+        for port in ports:
+            if ports.count(port) > 1:
+                raise Misfit("ingress", f"port {port} occurs twice")
 
 
 class ProcessSpec(AppSpec, frozen=True, kw_only=True, tag_field="type", tag="process"):

@@ -6,14 +6,13 @@ their authorities could otherwise speak for the others (SPIFFE federation).
 
 from __future__ import annotations
 
-import os
 import ssl
-from base64 import encodebytes
 from typing import Final
 
 from edgewise.identity.egress import Allowed, Refused, expected_peers
 from edgewise.identity.workload_ports import LocalSvid
 from edgewise.net.egress.ports import Credentials
+from edgewise.net.tls import load_svid
 from edgewise.protocol.bundles import DomainBundle, TrustBundles
 from edgewise.protocol.egress import EgressRule
 from edgewise.runtime.credentials import pem_of
@@ -100,16 +99,5 @@ def _context(svid: LocalSvid, roots: tuple[bytes, ...], rule: EgressRule) -> ssl
         context.load_default_certs()
     if rule.protocol == "HTTP":
         context.set_alpn_protocols(["http/1.1"])
-    _load(context, svid)
+    load_svid(context, svid)
     return context
-
-
-def _load(context: ssl.SSLContext, svid: LocalSvid) -> None:
-    """OpenSSL reads keys from files only; this one is in memory, and gone afterwards."""
-    key = b"-----BEGIN PRIVATE KEY-----\n%b-----END PRIVATE KEY-----\n" % encodebytes(svid.key)
-    fd = os.memfd_create("svid", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, key + pem_of(svid.chain).encode())
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
