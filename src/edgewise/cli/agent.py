@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgewise.cli import agent_egress
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
@@ -225,3 +226,6 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
         ),
         none="No app runs on it.",
     )
+
+
+agent_egress.add_to(app)

@@ -44,6 +44,8 @@ class Organs:
     releases: Path
     """Directory of the releases."""
     log: Log
+    heard: Callable[[Installed | None], None] = lambda installed: None
+    """Told of every release before its apps are started; may raise EdgewiseError."""
 
 
 class NodeBody:
@@ -58,6 +60,10 @@ class NodeBody:
         """See ``Body.run``. Apps run even when a file cannot be written; that is raised last."""
         problems: list[str] = []
         changed: list[str] = []
+        try:
+            self._organs.heard(installed)
+        except EdgewiseError as error:
+            problems.append(str(error))
         try:
             changed = self._files(installed)
         except (EdgewiseError, OSError) as error:

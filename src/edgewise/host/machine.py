@@ -19,6 +19,7 @@ import os
 import pwd
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,6 +88,15 @@ class HostMachine:
         self._held: dict[str, _Held] = {}
         self._marker = f"EDGEWISE_NODE={hashlib.sha256(bytes(state.resolve())).hexdigest()[:16]}"
         self.notify = NotifySocket(state, self._app_of)
+        self.more_environment: Callable[[str], dict[str, str]] = lambda app: {}
+        """What an app is told beyond its own ``env``, which wins."""
+        self.keep_cgroups: Callable[[], frozenset[str]] = frozenset
+        """Apps whose cgroup stays while they are stopped, because rules speak of it."""
+
+    @property
+    def cgroups(self) -> Cgroups | None:
+        """Where the apps' cgroups are; None where they are held by sessions."""
+        return self._cgroups
 
     def facts(self) -> Facts:
         limits = tuple(n for n in (self._cgroups.limits if self._cgroups else ()) if n != "pids")
@@ -239,7 +249,7 @@ class HostMachine:
         held = self._held.pop(name, None)
         if held is not None:
             await asyncio.wait([held.over])
-        if self._cgroups is not None:
+        if self._cgroups is not None and name not in self.keep_cgroups():
             with contextlib.suppress(OSError):  # not empty again: a hook runs in it
                 self._cgroups.remove(name)
 
@@ -359,7 +369,8 @@ class HostMachine:
             "NOTIFY_SOCKET": self.notify.address,
         }
         key, _, value = self._marker.partition("=")
-        return {**launch.app.env, **ours, key: value}
+        more = self.more_environment(launch.name)
+        return {**more, **launch.app.env, **ours, key: value}
 
     # Probes and hooks
 

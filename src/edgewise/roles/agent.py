@@ -23,6 +23,7 @@ from edgewise.backends.files.node_store import NodeStore
 from edgewise.heal.on_agent import Supervisor, supervising
 from edgewise.host import processes
 from edgewise.host.body import NodeBody, Organs
+from edgewise.host.callers import Facts
 from edgewise.host.cgroups import Cgroups
 from edgewise.host.files import ConfigFiles, Place
 from edgewise.host.machine import HostMachine, RunRecord
@@ -37,6 +38,7 @@ from edgewise.model.names import Platform
 from edgewise.net.tls import small_tls_buffers
 from edgewise.protocol.join import Token
 from edgewise.protocol.tasks import JoinTask
+from edgewise.roles.agent_egress import NodeEgress, NoSvids
 from edgewise.roles.node_certificate import CertificateKeeper, Upstream, happens, read_card
 from edgewise.rollout.node import phase_of, target_release
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
@@ -128,8 +130,9 @@ class _Agent:
         supervisor = Supervisor(machine, self._clock, self._chance, self._log)
         try:
             async with supervising(supervisor):
-                body = self._body(supervisor, machine, worker)
-                await self._live(body, supervisor, machine, worker)
+                egress = self._egress(machine)
+                body = self._body(supervisor, machine, worker, egress)
+                await self._live(body, supervisor, machine, worker, egress)
                 if self._settings.stop_apps:
                     await supervisor.stop_all()
         finally:
@@ -151,8 +154,25 @@ class _Agent:
         self._log.event("machine", mode=facts.mode, limits=list(facts.limits))
         return machine
 
+    def _egress(self, machine: HostMachine) -> NodeEgress:
+        egress = NodeEgress(
+            self._settings.state,
+            NoSvids(),
+            lambda: Facts(machine.app_of),
+            self._clock,
+            self._log,
+            cgroups=machine.cgroups,
+        )
+        machine.more_environment = egress.environment
+        machine.keep_cgroups = lambda: egress.held
+        return egress
+
     def _body(
-        self, supervisor: Supervisor, machine: HostMachine, worker: WorkerProcess
+        self,
+        supervisor: Supervisor,
+        machine: HostMachine,
+        worker: WorkerProcess,
+        egress: NodeEgress,
     ) -> NodeBody:
         state, root = self._settings.state, self._settings.root
         root.mkdir(parents=True, exist_ok=True)
@@ -166,6 +186,7 @@ class _Agent:
                 open_sealed=worker.open_sealed,
                 releases=state / "releases",
                 log=self._log,
+                heard=egress.follow,
             )
         )
 
@@ -175,6 +196,7 @@ class _Agent:
         supervisor: Supervisor,
         machine: HostMachine,
         worker: WorkerProcess,
+        egress: NodeEgress,
     ) -> None:
         await self._join(worker)
         upstream = Upstream(self._settings.state, self._clock)
@@ -214,6 +236,7 @@ class _Agent:
             keeper.run(),
             self._keep_attested(worker),
             self._watchdog(),
+            egress.run(),
         ]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part) for part in parts]
