@@ -12,7 +12,7 @@ list:
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
 	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
-	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, rollout_step"
+	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, rollout_step"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@./scripts/venv "$(PYTHON)" "$(VENV)"
@@ -51,9 +51,12 @@ schemas: setup
 	$(BIN)/python -m edgewise openapi --write docs/openapi.json
 	$(BIN)/python -m edgewise reference --write docs/cli.md
 
-.PHONY: bench-setup
-bench-setup:
-	apt-get install -y --no-install-recommends nginx-light wrk
+.PHONY: bench-rivals
+bench-rivals:
+	@PATH="$$PATH:/usr/sbin" command -v nginx wrk >/dev/null && exit 0; \
+	apt-get install -y -qq --no-install-recommends nginx-light wrk
+
+bench-egress bench-identity: bench-rivals
 
 bench-%: setup
 	$(BIN)/python bench/$*.py $(ARGS)

@@ -2,13 +2,15 @@
 
 ``make bench-egress``. Both are measured by the CPU seconds of all their processes, each with
 one worker, in front of the same nginx that asks for client certificates; ``wrk`` is the client.
-Needs Debian's nginx-light and wrk (`make bench-setup`).
+Needs Debian's nginx-light and wrk (`make bench-rivals`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import json
 import os
 import re
 import shutil
@@ -22,9 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-
 from edgewise.identity.workload_ports import Caller, LocalSvid
+from edgewise.model.errors import TryLater
 from edgewise.net.egress.bridge import AgentSupply, serve
 from edgewise.net.egress.gateway import Gateway
 from edgewise.protocol.bundles import DomainBundle, TrustBundles
@@ -32,7 +33,6 @@ from edgewise.protocol.egress import EgressRule, EgressRules
 from edgewise.runtime.clock import SystemClock
 from edgewise.runtime.credentials import pem_of
 from edgewise.runtime.log import StreamLog
-from edgewise.testing.egress import MemorySvids, TestAuthority
 from result import write
 
 SECONDS = int(os.environ.get("EDGEWISE_BENCH_SECONDS", "5"))
@@ -75,6 +75,30 @@ http {{
 """
 
 
+class OneSvid:
+    """``LocalSvids`` of a node with one workload; without cryptography, as in the agent."""
+
+    version = 0
+
+    def __init__(self, svid: LocalSvid, bundles: TrustBundles) -> None:
+        self._svid, self._bundles = svid, bundles
+
+    async def newer_than(self, version: int) -> int:
+        await asyncio.Event().wait()
+        return version
+
+    def entitled(self, caller: Caller) -> tuple[str, ...]:
+        return (self._svid.spiffe_id,)
+
+    async def x509(self, spiffe_id: str) -> LocalSvid:
+        if spiffe_id != self._svid.spiffe_id:
+            raise TryLater("there is none")
+        return self._svid
+
+    def bundles(self) -> TrustBundles | None:
+        return self._bundles
+
+
 class Till:
     """Every caller is app ``till``."""
 
@@ -115,6 +139,8 @@ def free_port() -> int:
 
 def keep(run: Path, name: str, svid: LocalSvid) -> None:
     """A certificate and its key, as nginx reads them."""
+    from cryptography.hazmat.primitives import serialization
+
     (run / f"{name}.pem").write_text(pem_of(svid.chain))
     key = serialization.load_der_private_key(svid.key, None)
     pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -188,9 +214,13 @@ def bulk(port: int, target: str, pids: list[int]) -> tuple[float, float]:
 
 
 async def gateway(run: Path, port: int, up: int) -> None:
-    """The far process: the gateway, as in the agent but alone."""
+    """The far process: the agent's modules, and the gateway in its thread."""
     import msgspec
 
+    import edgewise.roles.agent  # noqa: F401 - the memory that is there anyway
+
+    gc.collect()
+    base = rss_mb([os.getpid()])
     svid = msgspec.json.decode((run / "till.json").read_bytes(), type=LocalSvid)
     root = (run / "root.der").read_bytes()
     bundles = TrustBundles(1, {"eu.acme": DomainBundle((root,))})
@@ -201,17 +231,44 @@ async def gateway(run: Path, port: int, up: int) -> None:
         addresses=("127.0.0.0/8",),
     )
     clock = SystemClock()
-    supply = AgentSupply(MemorySvids({"till": svid}, bundles), clock)
-    log = StreamLog(clock, "egress")
-    one = Gateway(Till(), supply, clock, log)
+    supply = AgentSupply(OneSvid(svid, bundles), clock)
+    one = Gateway(Till(), supply, clock, StreamLog(clock, "egress"))
     one.listen(port)
     one.follow(EgressRules("bench", allow=(rule,)))
-    await serve(one, supply)
+    late: list[float] = []
+
+    def tell() -> None:
+        found = sorted(late)
+        late.clear()
+        said = {"base_mb": base, "late_p99_us": found[int(len(found) * 0.99)] * 1e6}
+        (run / "said.part").write_text(json.dumps(said))
+        (run / "said.part").rename(run / "said")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve(one, supply))
+        while True:  # how late the agent's own loop is, beside the gateway
+            began = time.perf_counter()
+            await asyncio.sleep(0.005)
+            late.append(time.perf_counter() - began - 0.005)
+
+
+def said_by(run: Path, pid: int) -> dict[str, float]:
+    """What the far process knows of itself, since the last time."""
+    (run / "said").unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    for _ in range(500):
+        if (run / "said").exists():
+            return {k: float(v) for k, v in json.loads((run / "said").read_text()).items()}
+        time.sleep(0.01)
+    raise RuntimeError("the gateway does not answer")
 
 
 def measure(run: Path) -> dict[str, float]:
     """Everything, one after the other."""
     import msgspec
+
+    from edgewise.testing.egress import TestAuthority
 
     authority = TestAuthority()
     till = authority.svid("/app/shops/till")
@@ -228,7 +285,7 @@ def measure(run: Path) -> dict[str, float]:
     ports = {name: free_port() for name in ("up", "plain", "rival", "gateway")}
     for name, text in (("up", UPSTREAM), ("rival", RIVAL)):
         (run / f"{name}.conf").write_text(text.format(run=run, **ports))
-    figures: dict[str, float] = {}
+    found: dict[str, float] = {}
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     ours = [sys.executable, __file__, "--serve", str(run), str(ports["gateway"]), str(ports["up"])]
     with (
@@ -237,11 +294,13 @@ def measure(run: Path) -> dict[str, float]:
         running(ours, ports["gateway"]) as own,
     ):
         far = f"http://localhost:{ports['up']}"
+        base = said_by(run, own[-1])
+        found["agent_loop_late_p99_us_idle"] = base["late_p99_us"]
         for connections in (1, 64):
             plain = wrk(run, ports["plain"], "/item", connections, [])
             theirs = wrk(run, ports["rival"], "/item", connections, rival)
             mine = wrk(run, ports["gateway"], f"{far}/item", connections, own)
-            figures |= {
+            found |= {
                 f"gateway_rps_{connections}": mine.rps,
                 f"nginx_rps_{connections}": theirs.rps,
                 f"gateway_cpu_us_{connections}": mine.cpu_us,
@@ -250,29 +309,35 @@ def measure(run: Path) -> dict[str, float]:
                 f"gateway_p99_added_us_{connections}": mine.p99_us - plain.p99_us,
                 f"nginx_p99_added_us_{connections}": theirs.p99_us - plain.p99_us,
             }
-        figures["gateway_cpu_ratio_nginx"] = max(
-            figures["gateway_cpu_ratio_nginx_1"], figures["gateway_cpu_ratio_nginx_64"]
+        found["agent_loop_late_p99_us_loaded"] = said_by(run, own[-1])["late_p99_us"]
+        found["gateway_cpu_ratio_nginx"] = max(
+            found["gateway_cpu_ratio_nginx_1"], found["gateway_cpu_ratio_nginx_64"]
         )
-        figures["gateway_rss_mb"], figures["nginx_rss_mb"] = rss_mb(own), rss_mb(rival)
+        found["gateway_rss_mb"], found["nginx_rss_mb"] = rss_mb(own), rss_mb(rival)
+        found["gateway_added_rss_mb"] = rss_mb(own) - base["base_mb"]
         for name, port, target, pids in (
             ("gateway", ports["gateway"], f"{far}/big", own),
             ("nginx", ports["rival"], "/big", rival),
         ):
             bulk(port, target, pids)
             speed, cost = bulk(port, target, pids)
-            figures |= {f"{name}_bulk_mb_s": speed, f"{name}_bulk_cpu_s_per_gb": cost}
-        figures["gateway_rss_after_bulk_mb"] = rss_mb(own)
-    return figures
+            found |= {f"{name}_bulk_mb_s": speed, f"{name}_bulk_cpu_s_per_gb": cost}
+        found["gateway_rss_after_bulk_mb"] = rss_mb(own)
+    return found
+
+
+def figures() -> dict[str, float]:
+    """Measure; ends the program where nginx or wrk are missing."""
+    for program in ("nginx", "wrk"):
+        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+            sys.exit(f"bench-egress needs {program}: make bench-rivals")
+    with tempfile.TemporaryDirectory() as name:
+        return measure(Path(name))
 
 
 def main() -> None:
     """Measure, print, keep."""
-    for program in ("nginx", "wrk"):
-        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
-            sys.exit(f"bench-egress needs {program}: make bench-setup")
-    with tempfile.TemporaryDirectory() as name:
-        figures = measure(Path(name))
-    write("egress", figures, "make bench-egress")
+    write("egress", figures(), "make bench-egress")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+import egress
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts, key_pem, make_key
 from edgewise.identity.names import Organisation
@@ -100,6 +101,8 @@ def main() -> None:
             port = far.stdout.readline().strip()
             figures |= asyncio.run(handshakes(f"https://127.0.0.1:{port}", own))
             far.communicate("")
+    gateway = {k: v for k, v in egress.figures().items() if k.startswith("gateway_")}
+    figures |= gateway
     write("identity", figures, "make bench-identity")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import resource
 from pathlib import Path
 
 import pytest
@@ -352,6 +353,32 @@ async def test_a_big_upload_arrives_whole(tmp_path: Path) -> None:
         writer.write(data)
         answer = await read_answer(reader)
         assert answer.body.decode() == hashlib.sha256(data).hexdigest()
+        writer.close()
+
+
+@pytest.mark.slow
+async def test_a_gigabyte_goes_through_in_bounded_memory(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        size = 1 << 30
+        piece = b"x" * (1 << 18)
+
+        async def big(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(size // len(piece)):
+                writer.write(piece)
+                await writer.drain()
+
+        port = await ready(n, big)
+        reader, writer = await n.connect()
+        writer.write(get(f"stock.acme.net:{port}/"))
+        await reader.readuntil(b"\r\n\r\n")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        left = size
+        while left:
+            left -= len(await reader.read(1 << 18))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 24 << 10, f"{grown} KiB, far end and client included"
         writer.close()
 
 

@@ -59,7 +59,7 @@ def run(*command: str, check: bool = True) -> str:
 def place() -> Iterator[str]:
     """A network namespace; beyond its one link is another, which answers on 10.9.9.1."""
     if os.geteuid() != 0 or not shutil.which("nft", path=PATH) or not shutil.which("ip", path=PATH):
-        pytest.skip("needs root, nft and ip: make setup-egress")
+        pytest.skip("needs root, nft and ip: make tools")
     name = f"ew{uuid.uuid4().hex[:6]}"
     far = f"{name}f"
     for ns in (name, far):

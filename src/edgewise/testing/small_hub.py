@@ -36,6 +36,7 @@ from edgewise.protocol.content import (
     SealedSecret,
     TreeRef,
 )
+from edgewise.protocol.egress import EgressRules
 from edgewise.protocol.join import (
     JoinReply,
     JoinRequest,
@@ -54,7 +55,8 @@ NODE = SpiffeId("eu.acme", "/node/n1")
 HUB = SpiffeId("hub.acme", "/hub")
 PLATFORM = str(Platform.of_machine(platform.system(), platform.machine()))
 
-DocumentedPart = ProcessApp | FilesConfig | SealedSecret
+DocumentedPart = ProcessApp | FilesConfig | SealedSecret | EgressRules
+_KINDS = {ProcessApp: "app", FilesConfig: "config", SealedSecret: "secret", EgressRules: "egress"}
 
 
 class SmallHub:
@@ -159,7 +161,7 @@ class SmallHub:
             data = encode(part)
             digest = Digest.of(data).sha256
             documents[digest] = data
-            kind = {ProcessApp: "app", FilesConfig: "config", SealedSecret: "secret"}[type(part)]
+            kind = _KINDS[type(part)]
             refs.append(PartRef(kind, part.name, (), {"": digest}))  # type: ignore[arg-type]
         refs.sort(key=lambda ref: (ref.kind, ref.name))
         release = encode(Release("f", tuple(refs), settings or NodeSettings()))
