@@ -543,3 +543,22 @@ async def read_answer_head(reader: asyncio.StreamReader) -> bytes:
 
 def test_the_rule_of_these_tests_names_loopback() -> None:
     assert EgressRule("h", addresses=HOME).addresses == ("127.0.0.0/8",)
+
+
+async def test_a_bug_with_one_caller_leaves_the_gateway_open_to_others(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        port = await n.far_end()
+        await n.follow(n.rule(port))
+        good = n.callers.of_tcp
+
+        def bad(sock: socket.socket) -> None:
+            raise RuntimeError("made by the test")
+
+        n.gateway.listeners[0].who = bad
+        reader, writer = await n.connect()
+        assert await reader.read() == b""
+        writer.close()
+        n.gateway.listeners[0].who = good
+        assert (await n.ask(f"stock.acme.net:{port}/")).status == 200
+        await asyncio.wait_for(n.log.said("egress bug"), 10)
+        n.log.lines.clear()

@@ -304,9 +304,10 @@ class HostMachine:
         if self._cgroups is not None:
             return self._cgroups.name_of(pid)
         session = processes.session_of(pid)
-        found = (n for n, held in self._held.items() if held.launcher == session)
+        held = list(self._held.items())  # at once: the egress gateway asks from its own thread
+        found = (n for n, one in held if one.launcher == session)
         name = next(found, None)
-        return name if name is not None and not self._held[name].over.done() else None
+        return name if name is not None and not dict(held)[name].over.done() else None
 
     # What a command needs
 

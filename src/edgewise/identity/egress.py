@@ -213,8 +213,10 @@ class Policy:
         self._kept: dict[tuple[Subject, str, str, int, bool], tuple[Allowed, ...] | Refused] = {}
 
     def concerns(self, app: str) -> bool:
-        """Whether the policy speaks of this app."""
-        return self.rules is not None and (not self.rules.apps or app in self.rules.apps)
+        """Whether the policy speaks of this app; never of a process that belongs to none."""
+        if self.rules is None or not app:
+            return False
+        return not self.rules.apps or app in self.rules.apps
 
     def decide(self, subject: Subject, target: Target) -> Allowed | Refused:
         """The first rule that fits, or why there is none."""
@@ -241,7 +243,8 @@ class Policy:
                 "this node has no egress policy",
                 "give its fleet an egressPolicyRef",
             )
-        if not self.concerns(subject.app) and not self._by_identity(subject):
+        concerned = self.concerns(subject.app)
+        if not concerned and not self._by_identity(subject):
             return Refused(
                 "caller",
                 f"policy {self.rules.name} does not concern {subject.shown}",
@@ -251,7 +254,7 @@ class Policy:
         found: list[Allowed] = []
         nearest: tuple[int, Refused] | None = None
         for candidate in self._candidates:
-            verdict = _judge(candidate, subject, target, address)
+            verdict = _judge(candidate, (subject, concerned), target, address)
             if isinstance(verdict, Allowed):
                 found.append(verdict)
                 if not verdict.rule.paths and not target.default_port:
@@ -297,10 +300,11 @@ def _mtls_first(found: list[Allowed]) -> tuple[Allowed, ...]:
 
 
 def _judge(
-    candidate: _Candidate, subject: Subject, target: Target, address: Address | None
+    candidate: _Candidate, who: tuple[Subject, bool], target: Target, address: Address | None
 ) -> Allowed | tuple[int, Refused]:
     """The verdict of one rule; a refusal says how far it got."""
     rule, name = candidate.rule, candidate.name
+    subject, concerned = who
     if not candidate.host.fits(target.host, address):
         return 0, Refused("host", "", "", name if _alike(rule.host, target.host) else "")
     port = _port(rule, target)
@@ -313,7 +317,7 @@ def _judge(
             name,
         )
     identity = _identity(rule, subject)
-    if identity is None:
+    if identity is None or not (concerned or rule.identities):
         return 2, Refused(
             "caller",
             f"{subject.shown} may not call {target.host}:{port}",

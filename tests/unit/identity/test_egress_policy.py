@@ -110,6 +110,16 @@ def test_a_policy_concerns_its_apps_and_callers_that_its_rules_name() -> None:
     assert allowed(ask(rules, "h", DAEMON)).identity == DAEMON.identities[0]
 
 
+def test_a_process_of_no_app_only_has_the_rules_that_name_its_identity() -> None:
+    rules = policy(
+        EgressRule("h", identities=("/app/daemons/sync",)), EgressRule("open", mtls=False)
+    )
+    assert allowed(ask(rules, "h", DAEMON)).identity == DAEMON.identities[0]
+    assert refused(ask(rules, "open", DAEMON)).reason == "caller"
+    assert refused(ask(rules, "open", Subject())).reason == "caller"
+    allowed(ask(rules, "open"))
+
+
 def test_without_a_policy_nothing_leaves() -> None:
     assert refused(ask(Policy(None), "h")).reason == "policy"
 

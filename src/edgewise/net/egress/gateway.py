@@ -14,6 +14,7 @@ from typing import Final
 
 from edgewise.identity.egress import Policy, Refused
 from edgewise.identity.workload_ports import Caller
+from edgewise.net.egress.channel import Again
 from edgewise.net.egress.client import Client
 from edgewise.net.egress.counts import Counts
 from edgewise.net.egress.ports import Bounds, Callers, Supply
@@ -103,7 +104,7 @@ class Listener:
     ) -> None:
         self._board = board
         self._sock = sock
-        self._who = who
+        self.who = who
         self.deadline = NEVER
         sock.setblocking(False)
         board.reactor.add(sock.fileno(), READ, self)
@@ -113,24 +114,36 @@ class Listener:
         for _ in range(ACCEPTS):
             try:
                 sock, _ = self._sock.accept()
+            except Again:
+                return
             except OSError:
-                return  # nobody waits; or no descriptors, and somebody must go first
+                # No descriptors, or no memory: look again when somebody may have gone.
+                self.deadline = board.reactor.now
+                board.reactor.change(self._sock.fileno(), 0)
+                return
             if len(board.clients) >= 2 * board.bounds.clients:
                 sock.close()  # there is not even room to explain
                 continue
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client = Client(board, sock, self._who(sock))
+            try:
+                client = Client(board, sock, self.who(sock))
+            except BaseException:
+                sock.close()
+                raise
             board.entered(client)
             board.reactor.add(client.fd, READ, client)
 
     def expired(self) -> None:
+        """The pause of ``ready`` is over."""
         self.deadline = NEVER
+        self._board.reactor.change(self._sock.fileno(), READ)
 
     def abandon(self) -> None:
-        self._board.reactor.remove(self._sock.fileno())
-        self._sock.close()
+        if self._board.reactor.stopping:  # a bug with one caller is not the end of all
+            self._board.reactor.remove(self._sock.fileno())
+            self._sock.close()
 
 
 class Gateway:
@@ -156,6 +169,7 @@ class Gateway:
         self.reactor.on_sweep = self._sweep
         self._loop: asyncio.AbstractEventLoop | None = None
         self._paths: list[Path] = []
+        self.listeners: list[Listener] = []
 
     def listen(self, port: int = 0, path: Path | None = None) -> int:
         """On 127.0.0.1, and on a unix socket. Returns the port. Raises OSError.
@@ -163,14 +177,14 @@ class Gateway:
         The unix socket is for everybody: who calls says the kernel.
         """
         tcp = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
-        Listener(self.board, tcp, self._callers.of_tcp)
+        self.listeners.append(Listener(self.board, tcp, self._callers.of_tcp))
         if path is not None:
             path.unlink(missing_ok=True)
             local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             local.bind(str(path))
             os.chmod(path, 0o666)
             local.listen(BACKLOG)
-            Listener(self.board, local, self._callers.of_unix)
+            self.listeners.append(Listener(self.board, local, self._callers.of_unix))
             self._paths.append(path)
         return int(tcp.getsockname()[1])
 

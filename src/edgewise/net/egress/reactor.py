@@ -49,7 +49,7 @@ class Reactor:
         self._epoll.register(self._wake, READ)
         self._watched: dict[int, Watched] = {}
         self._calls: deque[Callable[[], None]] = deque()
-        self._stopping = False
+        self.stopping = False
         self.now = monotonic()
         """Monotonic seconds at the beginning of this turn."""
         self.on_sweep: Callable[[], None] = lambda: None
@@ -76,7 +76,7 @@ class Reactor:
     def call(self, what: Callable[[], None]) -> None:
         """Run it in the reactor's thread; from any thread."""
         self._calls.append(what)
-        if not self._stopping:
+        if not self.stopping:
             os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
@@ -84,14 +84,14 @@ class Reactor:
         self.call(self._stop)
 
     def _stop(self) -> None:
-        self._stopping = True
+        self.stopping = True
 
     def run(self) -> None:
         """Until ``stop``; then everything watched is abandoned."""
         poll, watched = self._epoll.poll, self._watched
         swept = self.now
         try:
-            while not self._stopping:
+            while not self.stopping:
                 events = poll(SWEEP_S, BATCH)
                 self.now = self._monotonic()
                 for fd, mask in events:
@@ -104,6 +104,7 @@ class Reactor:
                     swept = self.now
                     self._sweep()
         finally:
+            self.stopping = True
             for one in list(watched.values()):
                 one.abandon()
             self._epoll.close()
