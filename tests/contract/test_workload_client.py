@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.host.callers import Facts
 from edgewise.net.workload.server import WorkloadServer
 from edgewise.protocol.content import WorkloadRegistration
 from edgewise.testing.clock import ManualClock
@@ -29,7 +30,7 @@ class Node:
         self.desk = DeskInProcess(folder, self.clock)
         self.svids = supply(self.desk)
         self.log = ListLog()
-        self.server = WorkloadServer(self.svids, lambda pid: "till", self.clock, self.log)
+        self.server = WorkloadServer(self.svids, Facts(lambda pid: "till"), self.clock, self.log)
         self.socket = str(folder / "w.sock")
 
 

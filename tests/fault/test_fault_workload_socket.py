@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spiffe._proto import workload_pb2
 
-from edgewise.host.callers import Peer
+from edgewise.host.callers import Facts, Peer
 from edgewise.net.workload import http2
 from edgewise.net.workload.server import WorkloadServer
 from edgewise.protocol.content import WorkloadRegistration
@@ -38,7 +38,7 @@ class Node:
         self.svids = supply(self.desk)
         self.app: str | None = "till"
         self.log = ListLog()
-        self.server = WorkloadServer(self.svids, lambda pid: self.app, self.clock, self.log)
+        self.server = WorkloadServer(self.svids, Facts(lambda pid: self.app), self.clock, self.log)
         self.socket = str(folder / "w.sock")
 
 

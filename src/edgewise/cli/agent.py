@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import agent_egress
+from edgewise.cli import agent_egress, agent_svid
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
@@ -167,6 +167,9 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     stop_apps: Annotated[
         bool, typer.Option("--stop-apps", help="Stop the apps with the agent; else they go on.")
     ] = False,
+    workload_socket: Annotated[
+        Path | None, typer.Option(help="Where the SPIFFE Workload API listens.")
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
 ) -> None:
     from edgewise.runtime.credentials import CredentialFiles
@@ -185,7 +188,8 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
         given += ["--tpm", task.tpm] if task.tpm else []
         if task.factory is not None:
             given += ["--factory-cert", task.factory[0], "--factory-key", task.factory[1]]
-    for option, path in (("--ready", ready), ("--cgroup", cgroup)):
+    paths = {"--ready": ready, "--cgroup": cgroup, "--workload-socket": workload_socket}
+    for option, path in paths.items():
         given += [option, str(path.absolute())] if path else []
     flags = {"--sessions": sessions, "--stop-apps": stop_apps, "--json-log": log_json}
     # By the environment: a command line can be read by everybody on the machine.
@@ -229,3 +233,4 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
 
 
 agent_egress.add_to(app)
+agent_svid.add(app)

@@ -46,6 +46,8 @@ class Organs:
     log: Log
     heard: Callable[[Installed | None], None] = lambda installed: None
     """Told of every release before its apps are started; may raise EdgewiseError."""
+    worried: Callable[[], str] = lambda: ""
+    """What else a person should know of this node; empty when there is nothing."""
 
 
 class NodeBody:
@@ -97,7 +99,8 @@ class NodeBody:
 
     def look(self) -> Look:
         apps = self._organs.supervisor.statuses()
-        return Look(worst(apps), apps, self._drifted, self._problem)
+        problem = self._problem or self._organs.worried()
+        return Look(worst(apps), apps, self._drifted, problem)
 
     def in_use(self) -> frozenset[str]:
         return self._organs.supervisor.releases_in_use()

@@ -116,6 +116,10 @@ class NodeSvids:
         granted = dict(record.identities) if record else {}
         self._register(replace(self._registrations, granted=granted))
 
+    def issued_by(self, line: JwtLine) -> None:
+        """Whom to ask for JWT-SVIDs from now on."""
+        self._sources = replace(self._sources, line=line)
+
     def moved(self, trust_domain: str) -> None:
         """The node is in another region: every identity has another name there."""
         self._register(replace(self._registrations, trust_domain=trust_domain))

@@ -23,7 +23,6 @@ from edgewise.backends.files.node_store import NodeStore
 from edgewise.heal.on_agent import Supervisor, supervising
 from edgewise.host import processes
 from edgewise.host.body import NodeBody, Organs
-from edgewise.host.callers import Facts
 from edgewise.host.cgroups import Cgroups
 from edgewise.host.files import ConfigFiles, Place
 from edgewise.host.machine import HostMachine, RunRecord
@@ -36,9 +35,11 @@ from edgewise.identity.card import Card
 from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater, behind
 from edgewise.model.names import Platform
 from edgewise.net.tls import small_tls_buffers
+from edgewise.protocol.installed import Installed
 from edgewise.protocol.join import Token
 from edgewise.protocol.tasks import JoinTask
-from edgewise.roles.agent_egress import NodeEgress, NoSvids
+from edgewise.roles.agent_egress import NodeEgress
+from edgewise.roles.agent_workloads import NodeWorkloads, socket_of
 from edgewise.roles.node_certificate import CertificateKeeper, Upstream, happens, read_card
 from edgewise.rollout.node import phase_of, target_release
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
@@ -82,6 +83,8 @@ class AgentSettings:
     """Join with this factory certificate ..."""
     factory_key: Path | None = None
     """... and its key."""
+    workload_socket: Path | None = None
+    """Where the Workload API listens; below the state directory by default."""
     json_log: bool = False
 
 
@@ -110,6 +113,19 @@ def _ended(error: EdgewiseError, log: Log) -> int:
     return error.exit_code
 
 
+@dataclass(frozen=True, slots=True)
+class _ForApps:
+    """What the node does for its apps beside running them."""
+
+    workloads: NodeWorkloads
+    egress: NodeEgress
+
+    def heard(self, installed: Installed | None) -> None:
+        """Identities first: the gateway asks for them."""
+        self.workloads.heard(installed)
+        self.egress.follow(installed)
+
+
 class _Agent:
     def __init__(self, settings: AgentSettings, clock: Clock, chance: Chance, log: Log) -> None:
         self._settings = replace(settings, state=settings.state.resolve())
@@ -130,9 +146,9 @@ class _Agent:
         supervisor = Supervisor(machine, self._clock, self._chance, self._log)
         try:
             async with supervising(supervisor):
-                egress = self._egress(machine)
-                body = self._body(supervisor, machine, worker, egress)
-                await self._live(body, supervisor, machine, worker, egress)
+                for_apps = self._for_apps(machine, worker)
+                body = self._body(supervisor, machine, worker, for_apps)
+                await self._live(body, supervisor, machine, worker, for_apps)
                 if self._settings.stop_apps:
                     await supervisor.stop_all()
         finally:
@@ -154,25 +170,32 @@ class _Agent:
         self._log.event("machine", mode=facts.mode, limits=list(facts.limits))
         return machine
 
-    def _egress(self, machine: HostMachine) -> NodeEgress:
+    def _for_apps(self, machine: HostMachine, worker: WorkerProcess) -> _ForApps:
+        state = self._settings.state
+        socket = socket_of(state, self._settings.workload_socket)
+        outside = (self._clock, self._chance, self._log)
+        workloads = NodeWorkloads(state, socket, machine.app_of, worker, outside)
         egress = NodeEgress(
-            self._settings.state,
-            NoSvids(),
-            lambda: Facts(machine.app_of),
+            state,
+            workloads.svids,
+            lambda: workloads.facts,
             self._clock,
             self._log,
             cgroups=machine.cgroups,
         )
-        machine.more_environment = egress.environment
+        machine.more_environment = lambda app: {
+            **workloads.environment(app),
+            **egress.environment(app),
+        }
         machine.keep_cgroups = lambda: egress.held
-        return egress
+        return _ForApps(workloads, egress)
 
     def _body(
         self,
         supervisor: Supervisor,
         machine: HostMachine,
         worker: WorkerProcess,
-        egress: NodeEgress,
+        for_apps: _ForApps,
     ) -> NodeBody:
         state, root = self._settings.state, self._settings.root
         root.mkdir(parents=True, exist_ok=True)
@@ -186,7 +209,8 @@ class _Agent:
                 open_sealed=worker.open_sealed,
                 releases=state / "releases",
                 log=self._log,
-                heard=egress.follow,
+                heard=for_apps.heard,
+                worried=for_apps.workloads.problem,
             )
         )
 
@@ -196,10 +220,12 @@ class _Agent:
         supervisor: Supervisor,
         machine: HostMachine,
         worker: WorkerProcess,
-        egress: NodeEgress,
+        for_apps: _ForApps,
     ) -> None:
         await self._join(worker)
         upstream = Upstream(self._settings.state, self._clock)
+        workloads = for_apps.workloads
+        workloads.joined(upstream.card.id.trust_domain, lambda: upstream.client)
         about = About(
             name=upstream.card.name,
             platform=str(Platform.of_machine(os.uname().sysname, os.uname().machine)),
@@ -221,11 +247,15 @@ class _Agent:
                 log=self._log,
             ),
         )
-        supervisor.on_change = rollout.changed
+        supervisor.on_change = workloads.svids.on_change = rollout.changed
+        rollout.recorded = workloads.recorded
+        workloads.recorded(rollout.record)
+        upstream.on_trust = workloads.svids.trusting
         rollout.trusting, rollout.issuer = upstream.retrusted, upstream.card.root
 
         def renewed() -> None:
             rollout.issuer = upstream.card.root
+            workloads.joined(upstream.card.id.trust_domain, lambda: upstream.client)
             rollout.changed()
 
         keeper = CertificateKeeper(upstream, worker, self._clock, self._chance, self._log, renewed)
@@ -235,8 +265,9 @@ class _Agent:
             self._keep_logs(machine),
             keeper.run(),
             self._keep_attested(worker),
+            workloads.run(),
             self._watchdog(),
-            egress.run(),
+            for_apps.egress.run(),
         ]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part) for part in parts]
@@ -386,7 +417,15 @@ def _pid_of(state: Path, name: str) -> int:
     return record.pid if same and record.boot_id == processes.boot_id() else 0
 
 
-_PATHS: Final = ("state", "root", "ready", "cgroup", "factory_cert", "factory_key")
+_PATHS: Final = (
+    "state",
+    "root",
+    "ready",
+    "cgroup",
+    "factory_cert",
+    "factory_key",
+    "workload_socket",
+)
 _WORDS: Final = ("token", "name", "tpm")
 _FLAGS: Final = ("sessions", "stop_apps", "json_log")
 

@@ -78,8 +78,15 @@ class Upstream:
         """We do not believe the far end's certificate: its root may have been replaced."""
         self.looked = asyncio.Event()
         """Whom we trust has changed: look at our own certificate again."""
+        self.on_trust: Callable[[], None] = lambda: None
+        """Called when other roots are believed than before."""
         self.card = read_card(state)
         self._line = self._connect()
+
+    @property
+    def client(self) -> Client:
+        """For other questions than the long poll; ask for it each time."""
+        return self._line.client
 
     def _connect(self) -> SyncLine:
         return SyncLine(Client(self._endpoint(), self._clock))
@@ -94,6 +101,7 @@ class Upstream:
         self._line.client.endpoint = self._endpoint()
         self._line.client.forget_connections()
         self.looked.set()
+        self.on_trust()
 
     @property
     def outdated(self) -> bool:

@@ -94,6 +94,8 @@ class NodeRollout:
         """Another release runs than before."""
         self.trusting: Callable[[], None] = lambda: None
         """Called after new trust bundles have been verified and kept."""
+        self.recorded: Callable[[NodeRecord | None], None] = lambda record: None
+        """Called after another record has been verified and kept."""
         self.issuer = ""
         """The root above the node's certificate, for the observation."""
         self._checked: int | None = None
@@ -103,6 +105,11 @@ class NodeRollout:
     def node(self) -> Node:
         """The state, as it was saved last."""
         return self._kept.node
+
+    @property
+    def record(self) -> NodeRecord | None:
+        """What the hub has signed about this node, as it was verified last."""
+        return self._kept.record
 
     def changed(self) -> None:
         """Something that the observation shows may have changed."""
@@ -375,6 +382,7 @@ class NodeRollout:
             if mark == self._checked:
                 return
             news = await self._parts.crypto.verify(reply)
+            before = self._kept.record
             kept = msgspec.structs.replace(
                 self._kept,
                 record=_newer_record(self._kept.record, news.record),
@@ -384,6 +392,8 @@ class NodeRollout:
             async with self._turn:
                 await self._save(msgspec.structs.replace(kept, node=self.node))
             self._checked = mark
+            if self._kept.record != before:
+                self.recorded(self._kept.record)
             if news.bundles:
                 self.trusting()
                 self.changed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgewise.host.callers import AppOf, Facts
+from edgewise.host.callers import Facts
 from edgewise.host.svids import NodeSvids
 from edgewise.net.workload import grpc
 from edgewise.net.workload.api import workload_methods
@@ -17,9 +17,9 @@ from edgewise.runtime.log import Log
 class WorkloadServer:
     """``start`` and ``close`` it; ``svids.run`` runs beside it."""
 
-    def __init__(self, svids: NodeSvids, app_of: AppOf, clock: Clock, log: Log) -> None:
+    def __init__(self, svids: NodeSvids, facts: Facts, clock: Clock, log: Log) -> None:
         self._svids = svids
-        self._serving = Serving(svids, Facts(app_of), clock, log)
+        self._serving = Serving(svids, facts, clock, log)
         self._methods = {**workload_methods(self._serving), **sds_methods(self._serving)}
         self._inspection = Inspection(self._serving, svids)
         self._listener = Listener(self._serve, clock, log)
