@@ -30,7 +30,7 @@ from edgewise.testing.small_hub import PLATFORM, SmallHub
 from result import write
 
 SOURCE = Path(__file__).parents[1] / "src"
-NEEDS = ("msgspec", "cryptography", "zstandard", "tuf", "securesystemslib", "pyrage")
+NEEDS = ("msgspec", "h2", "cryptography", "zstandard", "tuf", "securesystemslib", "pyrage")
 SERVER = """#!/bin/sh
 exec /usr/bin/python3 -S -m http.server --bind 127.0.0.1 "$1"
 """

@@ -314,9 +314,11 @@ class NodeSvids:
         if not asked:
             return
         issued = await self._sources.keys.svids(asked)
+        if [one.spiffe_id for one in issued] != list(wishes):
+            raise TryLater("identities came by other names; did the node move to another region?")
         for name, one in zip(wishes, issued, strict=True):
-            if one.spiffe_id != name or name not in self._wanted:
-                continue  # the node moved, or the registration went, while it was asked for
+            if name not in self._wanted:
+                continue  # its registration went while it was asked for
             svid = LocalSvid(name, one.chain, one.key, one.not_before, one.not_after)
             self._have[name] = held(svid, wishes[name], fraction)
             self._problems.pop(name, None)

@@ -13,6 +13,7 @@ from edgewise.model.documents import (
     Fleet,
     RolloutPolicy,
     Secret,
+    WorkloadIdentity,
     Workspace,
 )
 from edgewise.model.documents.federation import FederatedTrustDomainSpec
@@ -110,6 +111,7 @@ class _Compile:
         bench = Bench(kinds, root, self._artifacts, self._cache, self._report)
         trust = _stricter(hub_trust, root)
         placement, later = self._place(kinds, revision.documents, trust)
+        self._warn_selectors(kinds)
         fleets: dict[str, CompiledFleet] = {}
         for name, where in sorted(kinds.get("Fleet", {}).items()):
             compiled = self._fleet(bench, where, placement.members[name], later)
@@ -308,6 +310,21 @@ class _Compile:
                 return
 
     # Probably not meant
+
+    def _warn_selectors(self, kinds: Catalogue) -> None:
+        """A program alone says nothing of who runs it, and with which library."""
+        for where in kinds.get("WorkloadIdentity", {}).values():
+            value = where.parsed.value
+            if not isinstance(value, WorkloadIdentity):
+                continue
+            if all(
+                text.startswith(("unix:path:", "unix:sha256:")) for text in value.spec.selectors
+            ):
+                name = value.metadata.name
+                message = f"WorkloadIdentity {name!r} selects a program, whoever runs it"
+                hint = "every user can start it with a library of their own; add unix:user, "
+                hint += "systemd:unit or edgewise:app"
+                self._warnings.at(where, Finding(("spec", "selectors"), message, hint))
 
     def _warn(self, bench: Bench, where: Sourced, fleet: Fleet, members: Members) -> None:
         if not members.nodes:

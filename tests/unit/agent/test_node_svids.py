@@ -184,6 +184,18 @@ async def test_a_node_that_moved_to_another_region_has_none_of_its_old_names(
     assert world.svids.entitled(Caller(1, 0, 0, app="till")) == ("spiffe://us.acme/app/till",)
 
 
+async def test_svids_by_other_names_are_not_used_and_not_asked_for_without_end(
+    world: World,
+) -> None:
+    registered(world.svids, world.desk, TILL)
+    world.svids.moved("us.acme")  # the desk still issues for eu.acme
+    await settle()
+    await world.later(minutes=10)
+    assert len(world.desk.requests) < 40
+    with pytest.raises(TryLater, match="other names"):
+        await world.svids.x509("spiffe://us.acme/app/till")
+
+
 async def test_a_wall_clock_that_is_set_forward_is_noticed(world: World) -> None:
     registered(world.svids, world.desk, TILL)
     await settle()

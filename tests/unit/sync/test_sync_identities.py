@@ -94,6 +94,15 @@ def test_a_selector_that_contradicts_another_can_never_hold() -> None:
     assert "contradicts" in found[0]
 
 
+def test_a_program_alone_is_a_warning_because_anybody_can_start_it() -> None:
+    alone = WEB.replace(
+        "['systemd:unit:nginx.service', 'unix:user:www-data']", "['unix:path:/usr/sbin/nginx']"
+    )
+    (warning,) = compiled(repo(alone)).warnings
+    assert "whoever runs it" in str(warning)
+    assert compiled(repo()).warnings == ()
+
+
 def test_two_documents_cannot_share_a_spiffe_id() -> None:
     more = "identity: {spiffeID: /app/shops/web}"
     (found,) = mistakes(repo(apps_hello=app(more=more)))
