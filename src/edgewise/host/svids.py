@@ -202,19 +202,22 @@ class NodeSvids:
         found = self._jwts.get(key)
         if found is not None and found.is_fresh(now):
             return found.svid
+        coming = self._ask_jwt(key)
+        if found is not None and found.lasts(now):
+            return found.svid  # nobody waits for a relay that may be away
         try:
-            return await self._ask_jwt(key)
+            return await asyncio.shield(coming)
         except TryLater:
             if found is not None and found.holds(self._sources.clock.now()):
                 return found.svid
             raise
 
-    async def _ask_jwt(self, key: JwtKey) -> JwtSvid:
+    def _ask_jwt(self, key: JwtKey) -> asyncio.Future[JwtSvid]:
         """One question for all that want the same token."""
         if key not in self._asked:
             self._asked[key] = asyncio.get_running_loop().create_future()
             self._jwt_asked.set()
-        return await asyncio.shield(self._asked[key])
+        return self._asked[key]
 
     # For people
 

@@ -82,6 +82,10 @@ class HeldJwt:
         """Whether nobody needs to ask for another one."""
         return now < self.svid.issued + (self.svid.expires - self.svid.issued) / 2
 
+    def lasts(self, now: datetime) -> bool:
+        """Whether it can be given out while another one is asked for."""
+        return now < self.svid.expires - (self.svid.expires - self.svid.issued) / 4
+
     def holds(self, now: datetime) -> bool:
         """Whether it can be given out when no other can be had."""
         return now < self.svid.expires

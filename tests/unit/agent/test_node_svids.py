@@ -214,7 +214,19 @@ async def test_a_token_is_kept_for_half_of_its_life(world: World) -> None:
     first = await world.svids.jwt(TILL_ID, ("db", "audit"))
     assert await world.svids.jwt(TILL_ID, ("audit", "db")) == first
     await world.later(seconds=160)
+    assert await world.svids.jwt(TILL_ID, ("db", "audit")) == first  # and asks for the next
+    await settle()
     assert await world.svids.jwt(TILL_ID, ("db", "audit")) != first
+
+
+async def test_a_token_that_nearly_ends_is_not_given_out_when_another_can_be_had(
+    world: World,
+) -> None:
+    registered(world.svids, world.desk, TILL)
+    await settle()
+    first = await world.svids.jwt(TILL_ID, ("db",))
+    await world.later(seconds=240)
+    assert await world.svids.jwt(TILL_ID, ("db",)) != first
 
 
 async def test_a_token_that_holds_is_given_out_while_the_relay_is_away(world: World) -> None:
@@ -222,9 +234,10 @@ async def test_a_token_that_holds_is_given_out_while_the_relay_is_away(world: Wo
     await settle()
     first = await world.svids.jwt(TILL_ID, ("db",))
     world.desk.away = True
-    await world.later(seconds=200)
-    assert await world.svids.jwt(TILL_ID, ("db",)) == first
-    await world.later(seconds=200)
+    for _ in range(2):
+        await world.later(seconds=140)
+        assert await world.svids.jwt(TILL_ID, ("db",)) == first
+    await world.later(seconds=40)
     with pytest.raises(TryLater):
         await world.svids.jwt(TILL_ID, ("db",))
 
