@@ -18,7 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 import egress
-import workload
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts, key_pem, make_key
 from edgewise.identity.names import Organisation
@@ -104,7 +103,6 @@ def main() -> None:
             far.communicate("")
     gateway = {k: v for k, v in egress.figures().items() if k.startswith("gateway_")}
     figures |= gateway
-    figures |= workload.measure()
     write("identity", figures, "make bench-identity")
 
 
