@@ -36,6 +36,10 @@ T = TypeVar("T")
 
 MAX_ANSWER = 64 << 20
 _MAX_EVENT = 4 << 20
+_CONNECT_S = 10.0
+"""Seconds for connection and handshake: a hub that hangs is told apart from one that works."""
+_GIT_STALLS_S = 120
+"""Seconds without a byte after which git gives up; a push waits for the compile."""
 _OURS: tuple[type[EdgewiseError], ...] = (
     BadUsage, Conflict, Forbidden, NeedsPerson, NotFound, Untrusted,
 )  # fmt: skip
@@ -96,6 +100,8 @@ class Context:
             "GIT_SSL_CAINFO": str(self.roots),
             "GIT_SSL_CERT": str(self.certificate),
             "GIT_SSL_KEY": str(self.key),
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+            "GIT_HTTP_LOW_SPEED_TIME": str(_GIT_STALLS_S),
         }
 
     @property
@@ -166,6 +172,11 @@ class Client:
         finally:
             self.close()
 
+    def reach(self) -> None:
+        """Connect once, for what another program will do. Raises TryLater, Untrusted."""
+        self._connection()
+        self.close()
+
     def close(self) -> None:
         """End the connection; the next call opens another."""
         if self._open is not None:
@@ -217,10 +228,14 @@ class Client:
     def _connection(self) -> http.client.HTTPSConnection:
         if self._open is None:
             opened = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=self._context()
+                self._host,
+                self._port,
+                timeout=min(_CONNECT_S, self._timeout),
+                context=self._context(),
             )
             try:
                 opened.connect()
+                opened.sock.settimeout(self._timeout)
             except ssl.SSLError as error:
                 raise Untrusted(
                     f"the hub at {self._host}:{self._port} did not prove itself: {error.reason}",
@@ -260,6 +275,8 @@ class Client:
 
     def _unreachable(self, error: Exception) -> TryLater:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            why = "it does not answer in time"
         return TryLater(
             f"cannot reach the hub at {self.context.told.url}: {why}",
             hint="is it running? `edgewise up` starts it",

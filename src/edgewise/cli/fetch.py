@@ -20,7 +20,9 @@ def verb(
     repo: Annotated[Path, typer.Option("--repo", "-C", help="Your clone.")] = Path(),
 ) -> None:
     session = Session.of(ctx)
-    context = session.client().context
+    client = session.client()
+    context = client.context
+    client.reach()
     try:
         fetching = subprocess.run(
             ["git", "-C", str(repo), "fetch", "--prune", context.git_url,

@@ -39,6 +39,7 @@ def verb(
     except ValueError as error:
         raise BadUsage(f"--timeout: {error}") from error
     commit = _git(repo, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    client.reach()
     pushing = subprocess.run(
         ["git", "-C", str(repo), "push", client.context.git_url,
          f"{commit}:refs/heads/{branch}"],

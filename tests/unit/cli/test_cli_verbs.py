@@ -1,10 +1,13 @@
 """Every verb that asks the hub: for people, for programs, and when it goes wrong."""
 
 import asyncio
+import os
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgewise.backends.git.repository import GitRepository
@@ -375,3 +378,21 @@ def test_an_empty_name_and_a_context_that_is_none_are_told_apart_from_attacks(
     done = cli("--context", str(tmp_path / "context.json"), "status")
     assert done.code == 2
     assert "is no hub context" in done.err
+
+
+@pytest.mark.parametrize("verb", ["push", "fetch", "status"])
+def test_a_hub_that_hangs_is_told_after_seconds(
+    hub: Any, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr("edgewise.cli.client._CONNECT_S", 0.05)
+    WorkTree(tmp_path / "clone").commit({"edgewise.yaml": "a: 1\n"})
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        real = Path(os.environ["EDGEWISE_CONTEXT"])
+        told = msgspec.json.decode(real.read_bytes())
+        told["url"] = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        context = real.with_name("silent.json")
+        context.write_bytes(msgspec.json.encode(told))
+        where = ("-C", str(tmp_path / "clone")) if verb != "status" else ()
+        done = cli("--context", str(context), verb, *where)
+    assert done.code == 3
+    assert "does not answer in time" in done.err
