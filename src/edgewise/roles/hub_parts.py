@@ -44,7 +44,7 @@ from edgewise.net.api.records import Records
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
-from edgewise.net.api.sync import Fleetside, NodeSync
+from edgewise.net.api.sync import Fleetside, NodeSync, guard
 from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.federation import Federation
 from edgewise.net.gates import ExecAndHttpGates
@@ -270,15 +270,17 @@ async def assemble(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock, attestor.of, mine.federation.status,
     )  # fmt: skip
+    supply = SupplyRoutes(
+        publisher, stores.objects, settings.data / "content", journal, source.look_again
+    )
+    supply.guard = lambda peer: guard(side, peer)
     groups = Groups(
         nodes,
         relays,
         FleetRoutes(view, stores.enrolments, changed),
         RolloutRoutes(rollouts, source, journal, clock),
         CommitRoutes(source, rollouts, stores.rollouts, roster, _hooks(settings), log),
-        SupplyRoutes(
-            publisher, stores.objects, settings.data / "content", journal, source.look_again
-        ),
+        supply,
         JoinRoutes(enroller, changed, journal, attestor),
         journal,
         WorkloadRoutes(side, mine.desk, clock),

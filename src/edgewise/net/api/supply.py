@@ -19,6 +19,7 @@ from edgewise.net.routes import (
     Call,
     FileAnswer,
     Paging,
+    Peer,
     Route,
     page,
 )
@@ -55,6 +56,8 @@ class SupplyRoutes:
         self._content = content
         self._journal = journal
         self._published = published
+        self.guard: Callable[[Peer], None] = lambda peer: None
+        """Raises Forbidden for machines that get nothing more: content holds their secrets."""
 
     def routes(self) -> list[Route]:
         """All routes of this group."""
@@ -189,6 +192,7 @@ class SupplyRoutes:
 
     async def content(self, call: Call[None]) -> FileAnswer:
         """GET /v1/content/{path}."""
+        self.guard(call.peer)
         path = call.path["path"]
         file = self._content / path
         if not _SAFE.fullmatch(path) or len(path) > 500 or not file.is_file():

@@ -19,7 +19,7 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.ports import Channels, Evidence, Roster, Verify
 from edgewise.net.api.records import Records
-from edgewise.net.routes import Bytes, Call, Route
+from edgewise.net.routes import Bytes, Call, Peer, Route
 from edgewise.net.waiters import Standing, Targets, Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel, Signed
@@ -79,6 +79,14 @@ def admit(side: Fleetside, peer: SpiffeId, role: Literal["node", "relay"]) -> En
             hint="lift it with `edgewise node release`, if that was a mistake",
         )
     return enrolled
+
+
+def guard(side: Fleetside, peer: Peer) -> None:
+    """Raise Forbidden for a node or relay that is forgotten or quarantined."""
+    if peer.role == "node":
+        admit(side, peer.required(), "node")
+    elif peer.role == "relay":
+        admit(side, peer.required(), "relay")
 
 
 def read_receipt(enrolled: Enrolled, signed: Signed, verify: Verify) -> Receipt:
