@@ -87,7 +87,7 @@ class _Device:
         os.close(self._descriptor)
 
 
-class _Socket:
+class SocketWire:
     """A simulator: a stream of commands, each answer as long as its header says."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -371,10 +371,10 @@ def _wire(place: str) -> Wire:
         except BaseException:
             connection.close()
             raise
-        return _Socket(connection)
+        return SocketWire(connection)
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal():
         raise BadUsage(
             f"{place!r} is no TPM", hint="it takes /dev/tpmrm0, unix:PATH or tcp:HOST:PORT"
         )
-    return _Socket(socket.create_connection((host, int(port)), PATIENCE_S))
+    return SocketWire(socket.create_connection((host, int(port)), PATIENCE_S))

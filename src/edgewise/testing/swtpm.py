@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgewise.host.tpm import Tpm, _Socket
+from edgewise.host.tpm import SocketWire, Tpm
 from edgewise.identity import tpm_keys
 from edgewise.identity.chains import EK_USAGE
 from edgewise.identity.tpm_structures import (
@@ -93,7 +93,7 @@ class SwTpm:
         """For what only a maker, a boot loader or an attacker does."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.directory / "s"))
-            yield Tpm(_Socket(connection))
+            yield Tpm(SocketWire(connection))
 
     def extend(self, pcr: int, digest: bytes) -> None:
         """Measure something (TPM2_PCR_Extend, SHA-256)."""

@@ -106,6 +106,7 @@ class AnyQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     limit: int = 0
     after: str = ""
     selector: str = ""
+    failing: bool = False
     fleet: str = ""
     health: str = ""
 

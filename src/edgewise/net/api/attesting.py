@@ -30,7 +30,7 @@ from edgewise.identity.reattestation import (
     too_long,
 )
 from edgewise.identity.tpm_structures import Attested, parse_public
-from edgewise.model.errors import Forbidden, NotFound
+from edgewise.model.errors import EdgewiseError, Forbidden, NotFound
 from edgewise.model.labels import Labels
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.ports import Roster
@@ -171,7 +171,11 @@ class Attestor:
         """Look for nodes that are late or fail for too long, until cancelled."""
         while True:
             await self.clock.sleep(LOOK)
-            await self.look()
+            try:
+                await self.look()
+            except EdgewiseError as error:
+                # The repo or the disk is away: what is known stays, and is looked at again.
+                self.log.event("nobody looked at", "warning", because=str(error), hint=error.hint)
 
     async def look(self) -> None:
         """Once: notice who is late, and act on who fails for longer than the grace."""
