@@ -23,6 +23,14 @@ def verb(ctx: typer.Context) -> None:
             ("trust", status.trust),
             ("revision", short(source.revision) or "none yet: `edgewise push`"),
             ("compiled", short(source.compiled) if source.compiled != source.revision else ""),
+            (
+                "quarantined",
+                f"{status.quarantined}: `edgewise node ls` says why" if status.quarantined else "",
+            ),
+            (
+                "failing to attest",
+                f"{status.failing}: `edgewise device ls --failing`" if status.failing else "",
+            ),
             ("unplaced", f"{status.unplaced} nodes in no fleet" if status.unplaced else ""),
         ]
     )

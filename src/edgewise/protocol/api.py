@@ -162,6 +162,10 @@ class HubStatus(msgspec.Struct, frozen=True):
     audit_head: str = ""
     """Hash of the newest audit line: note it elsewhere, and a log cut short is noticed."""
     federations: tuple[FederationStatus, ...] = ()
+    quarantined: int = 0
+    """Nodes and relays that get nothing: `edgewise node ls` says why."""
+    failing: int = 0
+    """Nodes that fail to attest: `edgewise device ls --failing`."""
 
 
 class NodeSummary(msgspec.Struct, frozen=True):

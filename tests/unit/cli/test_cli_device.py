@@ -33,6 +33,16 @@ def test_node_show_says_how_a_node_proved_itself_and_why_it_fails(hub: Any, cli:
         assert words in shown
 
 
+def test_status_counts_who_is_quarantined_and_who_fails(hub: Any, cli: Any) -> None:
+    source = api.SourceStatus("", "")
+    hub.answers["GET /v1/status"] = api.HubStatus(
+        "acme", "0.1", "hub", source, quarantined=2, failing=3
+    )
+    shown = cli("status").out
+    assert "2: `edgewise node ls`" in shown
+    assert "3: `edgewise device ls --failing`" in shown
+
+
 def test_device_ls_lists_proofs_and_asks_for_those_that_fail(hub: Any, cli: Any) -> None:
     hub.answers["GET /v1/attestations"] = api.Page((api.NodeProof("pos-1", {}, FAILING),))
     assert "PCR 11 is odd" in cli("device", "ls").out

@@ -148,6 +148,8 @@ class FleetRoutes:
             last.sequence if last else 0,
             last.hash if last else "",
             view.federations(),
+            sum(1 for e in everybody if e.quarantined),
+            sum(1 for e in everybody if e.ak and view.attested(e.name).failing_since),
         )
 
     def _relay(self, relay: Enrolled, everybody: tuple[Enrolled, ...]) -> RelayStatus:
