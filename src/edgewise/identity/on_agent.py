@@ -35,7 +35,6 @@ from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm, WorkloadIssue
 from edgewise.identity.signatures import sign_bytes, sign_with, spki_of
 from edgewise.identity.tokens import (
     join_proof_bytes,
-    join_subject,
     rejoin_proof_bytes,
     renew_proof_bytes,
 )
@@ -248,7 +247,7 @@ async def join(
         tpm=tpm,
         factory=factory,
     )
-    proof = enrolment.sign(join_proof_bytes(join_subject(request), csr))
+    proof = enrolment.sign(join_proof_bytes(request))
     reply = await line.join(structs.replace(request, proof=proof))
     if token.tuf_root and hashlib.sha256(reply.tuf_root).hexdigest() != token.tuf_root:
         raise Untrusted(

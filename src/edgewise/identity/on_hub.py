@@ -49,7 +49,6 @@ from edgewise.identity.tokens import (
     checked_terms,
     decide_join,
     join_proof_bytes,
-    join_subject,
     rejoin_proof_bytes,
     renew_proof_bytes,
     secret_digest,
@@ -207,8 +206,7 @@ class Enroller:
         """
         check_shape(request)
         public_key(request.enrolment_key)
-        proven = join_proof_bytes(join_subject(request), request.csr)
-        if not holds(request.enrolment_key, request.proof, proven):
+        if not holds(request.enrolment_key, request.proof, join_proof_bytes(request)):
             raise self._refused("forged-proof", request.name, via)
         rules = await self.rules()
         try:

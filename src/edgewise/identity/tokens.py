@@ -110,9 +110,22 @@ def key_digest(spki: bytes) -> str:
     return hashlib.sha256(spki).hexdigest()
 
 
-def join_proof_bytes(token: str, csr: bytes) -> bytes:
-    """What the enrolment key signs at a join."""
-    return b"join/1\0" + token.encode() + b"\0" + csr
+def join_proof_bytes(request: JoinRequest) -> bytes:
+    """What the enrolment key signs at a join: all that the hub goes by.
+
+    A relay in between can change none of it; secrets are sealed to the age recipient.
+    """
+    fields = (
+        join_subject(request),
+        request.role,
+        request.name,
+        request.age_recipient,
+        request.platform,
+        "\n".join(request.urls),
+    )
+    # Hashed one by one, so that no field can end where another begins.
+    parts = [*(field.encode() for field in fields), request.ca_csr, request.csr]
+    return b"join/2\0" + b"".join(hashlib.sha256(part).digest() for part in parts)
 
 
 def join_subject(request: JoinRequest) -> str:

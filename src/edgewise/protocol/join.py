@@ -65,8 +65,8 @@ class JoinRequest(msgspec.Struct, frozen=True):
     csr: bytes
     """DER PKCS#10 of the SVID key (for a relay: of its serving key)."""
     proof: bytes
-    """Signature by the enrolment key over ``join/1 NUL token NUL csr``; without a token its
-    place is taken by the nonce of the proof."""
+    """Signature by the enrolment key over ``join/2 NUL`` and the SHA-256 of each of: token (or
+    the nonce of the proof), role, name, age recipient, platform, URLs, CA request, request."""
     age_recipient: str = ""
     """``age1...``: secrets for this node are sealed to it."""
     ca_csr: bytes = b""

@@ -11,7 +11,7 @@ from msgspec import structs
 from edgewise.identity.admission import JoinRules
 from edgewise.identity.attestation import Unproven
 from edgewise.identity.on_agent import ByFactory, Machine, MachineIdentity, join
-from edgewise.identity.tokens import join_proof_bytes, join_subject
+from edgewise.identity.tokens import join_proof_bytes
 from edgewise.model.documents import DeviceList
 from edgewise.model.documents.joining import (
     DeviceListSpec,
@@ -127,9 +127,9 @@ async def test_a_proof_for_another_key_is_refused(hub: ProvingHub, tmp_path: Pat
 
     class Between(Door):
         async def join(self, request: JoinRequest) -> Any:
-            proof = mallory.sign(join_proof_bytes(join_subject(request), request.csr))
-            changed = structs.replace(request, enrolment_key=mallory.spki, proof=proof)
-            return await super().join(changed)
+            changed = structs.replace(request, enrolment_key=mallory.spki)
+            proof = mallory.sign(join_proof_bytes(changed))
+            return await super().join(structs.replace(changed, proof=proof))
 
     identity = hub.machine("state")
     with pytest.raises(Unproven) as caught:

@@ -46,6 +46,19 @@ async def test_a_node_with_a_token_gets_its_identity_and_its_labels(hub: Hub) ->
     assert enrolled.key == identity.enrolment_key().spki
 
 
+@pytest.mark.parametrize("field", ["age_recipient", "name", "platform", "csr"])
+async def test_a_relay_cannot_change_a_join_that_it_passes_on(hub: Hub, field: str) -> None:
+    identity = hub.machine("kiosk-1")
+
+    class Between(DirectLine):
+        async def join(self, request: JoinRequest) -> JoinReply:
+            other = {"age_recipient": "age1m", "name": "kiosk-2", "platform": "x", "csr": b"x"}
+            return await super().join(msgspec.structs.replace(request, **{field: other[field]}))
+
+    with pytest.raises(Untrusted, match="not signed by the enrolment key"):
+        await join(identity, await hub.token(), KIOSK, Between(hub, identity))
+
+
 async def test_a_lost_reply_burns_nothing_even_when_the_token_expires_meanwhile(hub: Hub) -> None:
     identity = hub.machine("kiosk-1")
     token = await hub.token()
