@@ -18,11 +18,10 @@ from edgewise.host.cgroups import Cgroups, mounts
 from edgewise.host.egress_callers import KernelCallers
 from edgewise.host.egress_rules import HeldApp
 from edgewise.identity.egress import Policy
-from edgewise.identity.workload_ports import Caller, LocalSvid, LocalSvids
-from edgewise.model.errors import NeedsPerson, TryLater
+from edgewise.identity.workload_ports import LocalSvids
+from edgewise.model.errors import NeedsPerson
 from edgewise.net.egress.bridge import AgentSupply, serve
 from edgewise.net.egress.gateway import Gateway
-from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.content import ProcessApp
 from edgewise.protocol.egress import EgressRules
 from edgewise.protocol.installed import Installed
@@ -31,9 +30,12 @@ from edgewise.runtime.credentials import write_private
 from edgewise.runtime.log import Log
 
 FILE: Final = "egress.json"
-SOCKET: Final = "egress.sock"
+SOCKET: Final = Path("run") / "egress.sock"
+REAL_SOCKET: Final = Path("/run/edgewise/egress.sock")
+"""Of a node with the usual state directory, which is not for every user to look into."""
 KEEP: Final = timedelta(seconds=10)
 """How often counts are written down, if they have changed."""
+REAL_STATE: Final = Path("/var/lib/edgewise")
 NO_PROXY: Final = "localhost,127.0.0.1,::1"
 
 
@@ -68,25 +70,6 @@ def read_state(state: Path) -> EgressState | None:
         return None
 
 
-class NoSvids:
-    """``LocalSvids`` of a node whose workloads have no identities."""
-
-    version = 0
-
-    async def newer_than(self, version: int) -> int:
-        await asyncio.Event().wait()
-        return version
-
-    def entitled(self, caller: Caller) -> tuple[str, ...]:
-        return ()
-
-    async def x509(self, spiffe_id: str) -> LocalSvid:
-        raise TryLater(f"there is no SVID of {spiffe_id}")
-
-    def bundles(self) -> TrustBundles | None:
-        return None
-
-
 class NodeEgress:
     """``follow`` before apps are started; ``run`` as a task."""
 
@@ -112,6 +95,9 @@ class NodeEgress:
         self._port = 0
         self._socket = ""
         self._held: tuple[HeldApp, ...] = ()
+        before = read_state(state)
+        self._left_over = before is not None and bool(before.enforced)
+        """Rules of the agent before this one are in place, perhaps for another policy."""
         self._problem = ""
         self._since = ""
 
@@ -124,6 +110,10 @@ class NodeEgress:
         """A release is put in place. Raises NeedsPerson when ``enforce`` cannot be done."""
         rules = installed.egress.rules if installed is not None and installed.egress else None
         if rules is None and self._gateway is None:
+            if self._left_over:
+                egress_rules.remove(egress_rules.table_of(self._state))
+                self._left_over = False
+                (self._state / FILE).unlink(missing_ok=True)
             return
         self._policy = Policy(rules)
         if self._gateway is None:
@@ -145,10 +135,12 @@ class NodeEgress:
         supply = AgentSupply(self._svids, self._clock)
         gateway = Gateway(KernelCallers(self._facts()), supply, self._clock, self._log)
         self._supply = supply
-        path: Path | None = self._state / SOCKET
+        path: Path | None = REAL_SOCKET if self._state == REAL_STATE else self._state / SOCKET
         if len(os.fsencode(str(path))) > 107:  # unix(7)
             self._log.event("egress has no unix socket", "warning", because="its path is too long")
             path = None
+        if path is not None:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
             self._port = gateway.listen(port, path)
         except OSError as error:
@@ -209,9 +201,9 @@ class NodeEgress:
         table = egress_rules.table_of(self._state)
         self._problem = ""
         if rules is None or not rules.enforce:
-            if self._held:
+            if self._held or self._left_over:
                 egress_rules.remove(table)
-                self._held = ()
+                self._held, self._left_over = (), False
             return
         held = held_apps(rules, apps, self._cgroups)
         if held != self._held:

@@ -191,10 +191,12 @@ class Gateway:
     async def run(self) -> None:
         """Until cancelled; then every connection is closed."""
         self._loop = asyncio.get_running_loop()
+        thread = asyncio.ensure_future(asyncio.to_thread(self.reactor.run))
         try:
-            await asyncio.to_thread(self.reactor.run)
+            await asyncio.shield(thread)
         finally:
             self.reactor.stop()
+            await asyncio.wait([thread])  # at once: it wakes, closes everything and ends
             if self._own_resolver is not None:
                 self._own_resolver.close()
             for path in self._paths:
