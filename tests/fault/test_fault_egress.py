@@ -331,6 +331,18 @@ async def test_without_mtls_bytes_go_as_they_are_where_a_rule_says_so(tmp_path: 
         writer.close()
 
 
+async def test_an_https_url_never_leaves_in_plain(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        port = await n.far_end(plain=True)
+        secure = await n.far_end()
+        await n.follow(n.rule(port, host="open.example", mtls=False), n.rule(secure))
+        answer = await n.ask(f"GET https://open.example:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert (answer.status, answer.problem["reason"]) == (403, "tunnel")
+        assert n.peers == []
+        answer = await n.ask(f"GET https://stock.acme.net:{secure}/ HTTP/1.1\r\n\r\n".encode())
+        assert answer.status == 200
+
+
 async def test_a_tcp_rule_wraps_a_tunnel_in_mtls(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
 

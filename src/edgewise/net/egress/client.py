@@ -203,6 +203,10 @@ class Client(AppSide):
             verdict = choose(fitting, req.path.decode("latin-1"))
         else:
             verdict = fitting[0]
+        if req.secure and isinstance(verdict, Allowed) and not verdict.rule.mtls:
+            what = f"{req.host}:{verdict.port} is called without mTLS, and an https URL asks for it"
+            hint = "open a tunnel with CONNECT, as HTTPS_PROXY does, and do TLS in it"
+            verdict = Refused("tunnel", what, hint, verdict.name)
         if isinstance(verdict, Refused):
             self._refuse(verdict)
             return

@@ -82,6 +82,8 @@ class Request:
     """It waits for 100 (Continue) before it sends its body."""
     websocket: bool
     """It asks for Upgrade: websocket. Other protocols are not offered on."""
+    secure: bool
+    """Its URL was https, though it came to us in plain."""
 
     def rendered(self) -> bytes:
         """The head for the far end, which is asked to keep the connection."""
@@ -167,7 +169,7 @@ def read_request(head: bytes) -> Request:
         raise Malformed("a CONNECT with a body")
     return Request(
         method.decode(), host, port, default_port, authority, path, minor, fields, length, keep,
-        expects, websocket,
+        expects, websocket, scheme == "https",
     )  # fmt: skip
 
 
