@@ -276,6 +276,20 @@ async def test_a_stage_that_missed_the_night_waits_for_the_next_one():
     assert (await fleet.engine.rollouts())[0].state == "Succeeded"
 
 
+async def test_a_commit_that_only_opens_the_window_does_not_wait_for_it():
+    fleet = await fleet_by_night()
+    await propose(fleet, TWO, selections=lambda name: TWO)
+    await fleet.minute(3)
+    assert fleet.engine.fleet_status("shop").rollout_state == "WaitingForWindow"
+    for node in fleet.nodes.values():
+        node.window = None
+    decision = await propose(fleet, THREE, selections=lambda name: TWO)
+    assert decision.way == "Full"
+    await fleet.minute(30)
+    assert {n.running for n in fleet.nodes.values()} == {THREE}
+    assert [r.state for r in await fleet.engine.rollouts()][:2] == ["Succeeded", "Superseded"]
+
+
 async def test_a_node_that_fails_in_the_night_is_seen_as_by_day():
     fleet = await fleet_by_night()
     fleet.broken = lambda node, release: release == TWO

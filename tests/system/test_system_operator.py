@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,36 @@ async def test_a_bad_commit_is_reverted_in_git_and_people_can_fetch_that(fleet: 
     await fleet.edgewise("push", "-C", repo)
     await fleet.until(lambda: fleet.status().source.problems == (), "it is accepted")
     assert set(fleet.answers()) == {"hello 1.0.0"}
+
+
+async def test_a_rollout_waits_for_the_window_and_says_until_when(fleet: Fleet) -> None:
+    await fleet.roll_out("1.0.0")
+    shops = fleet.files("2.0.0")["fleets/shops.yaml"]
+    opens = datetime.now(UTC) + timedelta(hours=5)
+    at = f'"{opens.minute} {opens.hour} * * *"'
+    window = f"  updateWindow: {{apply: {{at: {at}, duration: 1h, timeZone: UTC}}}}\n"
+    await fleet.publish("2.0.0")
+    files = {**fleet.files("2.0.0"), "fleets/shops.yaml": shops + window}
+    commit = await fleet.change(files, "hello 2.0.0, by night")
+
+    def waits() -> RolloutSummary | None:
+        one = fleet.rollout(commit)
+        return one if one is not None and one.state == "WaitingForWindow" else None
+
+    waiting = await fleet.until(waits, "the canary waits for its window")
+    when = f"{opens:%Y-%m-%d %H:%M} UTC"
+    assert waiting.reason == f"1 nodes wait for their update window, the next opens {when}"
+    assert when in await fleet.edgewise("status")
+    assert f"waits for its apply window, which opens {when}" in await fleet.edgewise(
+        "node", "explain", "node-1"
+    )
+    assert set(fleet.answers()) == {"hello 1.0.0"}
+    await fleet.kill("hub")
+    await fleet.start_hub()
+    await fleet.until(waits, "it still waits after the hub's death")
+    ended = await fleet.ended(await fleet.commit("2.0.0"))
+    assert ended.state == "Succeeded"
+    await fleet.until_all_say("hello 2.0.0")
 
 
 async def test_a_person_pauses_resumes_and_aborts_a_rollout(fleet: Fleet) -> None:

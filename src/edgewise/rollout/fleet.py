@@ -189,10 +189,16 @@ class Decision:
 
 
 def decide(
-    fleet: Fleet, new: Proposal, running: RolloutPlan | None, *, returning: bool
+    fleet: Fleet,
+    new: Proposal,
+    running: RolloutPlan | None,
+    *,
+    returning: bool,
+    in_window: bool = False,
 ) -> Decision:
     """What a proposal means. ``returning``: the running rollout is on its way back under a
-    disruption budget, which a newer release must not cut short."""
+    disruption budget, which a newer release must not cut short. ``in_window``: it waits for
+    update windows, which are a release's own: a commit that changes only them must not wait."""
     state = fleet.state
     if bad := state.quarantine_of(new.release):
         return Decision("Refuse", f"release {new.release[:12]} is quarantined: {bad.reason}")
@@ -203,7 +209,7 @@ def decide(
             return Decision("Queue", "the rollback of the previous release has to end first")
         if new.release == state.stable:
             return Decision("Revert", "the commit reverts to the stable release")
-        if _same(fleet, new, running.release):
+        if not in_window and _same(fleet, new, running.release):
             return Decision("Queue", "it changes no node beyond the rollout that is running")
         if running.rules.on_supersede == "Queue":
             return Decision("Queue", "the policy says onSupersede: Queue")

@@ -38,6 +38,7 @@ from edgewise.rollout.states import (
     State,
     Supersede,
     Undo,
+    WaitingForWindow,
 )
 
 _replace = msgspec.structs.replace
@@ -215,7 +216,8 @@ class Live:
             and isinstance(self.state.head, RollingBack)
             and len(self.state.table.waiting_back) > 0
         )
-        decision = ledger.decide(fleet, new, self.plan, returning=returning)
+        in_window = self.state is not None and isinstance(self.state.head, WaitingForWindow)
+        decision = ledger.decide(fleet, new, self.plan, returning=returning, in_window=in_window)
         self.membership(new, m, change)
         queued = decision.way == "Queue"
         waits = decision.reason if decision.way in ("Queue", "Refuse") else ""
