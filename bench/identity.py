@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 import egress
+import identity_issue
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts, key_pem, make_key
 from edgewise.identity.names import Organisation
@@ -101,6 +102,7 @@ def main() -> None:
             port = far.stdout.readline().strip()
             figures |= asyncio.run(handshakes(f"https://127.0.0.1:{port}", own))
             far.communicate("")
+        figures |= identity_issue.figures(directory)
     gateway = {k: v for k, v in egress.figures().items() if k.startswith("gateway_")}
     figures |= gateway
     write("identity", figures, "make bench-identity")

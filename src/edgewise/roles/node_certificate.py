@@ -176,7 +176,8 @@ class CertificateKeeper:
                 await happens(wake, min(wait, timing.look), self.clock)
                 continue
             early = None
-            expired = self.clock.now() >= upstream.card.not_after
+            until = upstream.card.not_after
+            expired = self.clock.now() >= until
             try:
                 await self.worker.renew(rejoin=expired or upstream.refused.is_set())
                 await upstream.renewed()
@@ -186,12 +187,18 @@ class CertificateKeeper:
             else:
                 self.log.event("renewed", until=upstream.card.not_after.isoformat())
                 self.renewed()
-                backoff.reset()
+                if upstream.card.not_after > until:
+                    backoff.reset()
+                    continue
+                # The CA above ends, and everybody's half-lives shrink towards that moment.
+                self.log.event("nothing gained", "warning", until=until.isoformat())
+                await self.clock.sleep(backoff.next())
 
     async def _ask_whom_to_believe(self) -> None:
         backoff = Backoff(self.chance, first=self.timing.first, cap=self.timing.cap)
         while True:
             await self.upstream.stranger.wait()
+            self.upstream.stranger.clear()
             try:
                 changed = await self.worker.retrust()
             except EdgewiseError as error:
@@ -204,7 +211,6 @@ class CertificateKeeper:
             else:
                 # The same signed bundles as before: somebody is in between, or it is early.
                 await self.clock.sleep(backoff.next())
-            self.upstream.stranger.clear()
 
 
 async def happens(events: tuple[asyncio.Event, ...], within: timedelta, clock: Clock) -> bool:
