@@ -11,6 +11,7 @@ sideband 2 before the closing flush, where git puts the output of its own hooks
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _SERVICES = ("git-upload-pack", "git-receive-pack")
 _CHUNK = 64 << 10
 _GZIP = b"\x1f\x8b"
 _FLUSH = b"0000"
+_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 _SIDEBAND = 60_000
 """Bytes in one sideband packet; side-band-64k allows 65,519."""
 
@@ -231,11 +233,11 @@ class Tail:
         self._pending += data
         out = b""
         while len(self._pending) >= 4:
-            try:
-                size = int(self._pending[:4], 16)
-            except ValueError:
+            # int() alone would take "+000" and blanks for a length as well.
+            if not _LENGTH.fullmatch(self._pending[:4]):
                 self._foreign = True
                 return out + self._release()
+            size = int(self._pending[:4], 16)
             whole = self._pending[: max(size, 4)]
             if len(whole) < size:
                 break

@@ -1,6 +1,6 @@
 """What the person who pushes reads, and where it is put into git's answer."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgewise.model.errors import Untrusted
@@ -72,6 +72,7 @@ def test_a_client_without_sideband_gets_gits_answer_untouched(cuts: list[int]) -
     assert through(PLAIN, cuts, ("accepted",)) == PLAIN
 
 
+@example(b"\t\t\t0", [])
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
 def test_whatever_git_says_nothing_of_it_is_lost(stream: bytes, cuts: list[int]) -> None:
     assert through(stream, [min(cut, len(stream)) for cut in cuts], ()) == stream
