@@ -138,7 +138,10 @@ async def test_a_root_is_replaced_without_losing_a_node(place: Place, tmp_path: 
     for agent in agents:
         assert agent.root == after
         assert await agent.is_well()
-    retired = await step(hub, "retire")
+    with pytest.raises(NeedsPerson, match="workloads may still hold") as early:
+        await step(hub, "retire")
+    assert "try again in 120 min" in early.value.hint
+    retired = await step(hub, "retire", force=True)
     assert [line.sha256 for line in retired.roots] == [after]
     await eventually(lambda: all(agent.trusts == (after,) for agent in agents))
     for agent in agents:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal
 
 from edgewise.model.errors import Conflict, NeedsPerson
@@ -29,6 +30,8 @@ NEXT_STEP: Final[dict[Stage, Step]] = {
     "Prepared": "activate",
     "Activated": "retire",
 }
+RETIRE_AFTER: Final = timedelta(hours=2)
+"""After the new root began to sign: a workload's certificate from just before lives an hour."""
 SHOWN: Final = 20
 """Names of those that are waited for."""
 
@@ -68,8 +71,13 @@ def progress(stage: Stage, machines: Iterable[Told], *, since: int, active: str)
     return Progress(len(told), len(told) - len(late), tuple(sorted(late)[:SHOWN]))
 
 
-def check(step: Step, stage: Stage, now: Progress, *, force: bool) -> None:
-    """Raises Conflict for a step that does not follow, NeedsPerson for one that is too early."""
+def check(
+    step: Step, stage: Stage, now: Progress, *, force: bool, age: timedelta = RETIRE_AFTER
+) -> None:
+    """Raises Conflict for a step that does not follow, NeedsPerson for one that is too early.
+
+    ``age``: how long the present stage has lasted.
+    """
     if _FROM[step] != stage:
         raise Conflict(
             f"`{step}` does not follow: the rotation is {stage}",
@@ -83,4 +91,10 @@ def check(step: Step, stage: Stage, now: Progress, *, force: bool) -> None:
             f"{missing} of {now.machines} machines do not {what} yet: {names}",
             hint="wait for them, forget those that will not come back, or add --force: "
             "they then rejoin with their enrolment key when they are back",
+        )
+    if step == "retire" and age < RETIRE_AFTER and not force:
+        minutes = int((RETIRE_AFTER - age).total_seconds() // 60) + 1
+        raise NeedsPerson(
+            "workloads may still hold certificates under the old root",
+            hint=f"they are renewed within the hour: try again in {minutes} min, or add --force",
         )

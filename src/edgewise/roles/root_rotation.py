@@ -63,7 +63,8 @@ class Rotation:
     async def step(self, request: RotateRoot) -> CaStatus:
         """See ``Rotator``."""
         roots = self.authority.root
-        check(request.step, roots.stage, self._progress(), force=request.force)
+        age = self.clock.now() - roots.activated
+        check(request.step, roots.stage, self._progress(), force=request.force, age=age)
         if request.dry_run:
             return await self.status()
         match request.step:

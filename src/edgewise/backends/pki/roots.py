@@ -2,7 +2,8 @@
 
 ``root.pem`` signs. While a root is replaced there is also ``root-next.pem`` (trusted, does
 not sign yet) or ``root-old.pem`` (trusted, signs no more). Each has its key of the same name
-in the key store. ``rotation.json`` says in which trust bundles the next root first stood.
+in the key store. ``rotation.json`` says in which trust bundles the next root first stood,
+and when it began to sign.
 
 Laws: a certificate is on disk only after its key is; a change that was cut off is finished
 at the next start; there is always exactly one root that signs.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,7 @@ OLD: Final = "root-old"
 
 class _Marked(msgspec.Struct, frozen=True):
     sequence: int = 0
+    activated: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -108,6 +111,7 @@ class Roots:
             raise NeedsPerson(
                 "the next root's key is not here", hint=f"put {NEXT}.key into {self.directory}"
             )
+        self._keep(_Marked(self.marked, self.clock.now()))
         _write(self.directory / f"{OLD}.pem", self.active)
         _finish(self.directory, self.keys)
         self.active, self.next, self.old = self.next, None, self.active
@@ -132,17 +136,28 @@ class Roots:
 
     def mark(self, sequence: int) -> None:
         """Remember in which trust bundles the next root first stood."""
-        data = msgspec.json.encode(_Marked(sequence))
-        write_private(self.directory / "rotation.json", data, mode=0o644)
+        self._keep(_Marked(sequence))
 
     @property
     def marked(self) -> int:
         """What was marked; 0 for nothing."""
+        return self._kept().sequence
+
+    @property
+    def activated(self) -> datetime:
+        """When the active root began to sign, as far as that was written down."""
+        return self._kept().activated or self.active.not_valid_before_utc
+
+    def _keep(self, marked: _Marked) -> None:
+        data = msgspec.json.encode(marked)
+        write_private(self.directory / "rotation.json", data, mode=0o644)
+
+    def _kept(self) -> _Marked:
         try:
             data = (self.directory / "rotation.json").read_bytes()
-            return msgspec.json.decode(data, type=_Marked).sequence
+            return msgspec.json.decode(data, type=_Marked)
         except (OSError, msgspec.DecodeError):
-            return 0
+            return _Marked()
 
 
 def _finish(directory: Path, keys: KeyStore) -> None:
