@@ -30,7 +30,7 @@ class IdentityTerms(Strict, frozen=True, kw_only=True):
 
     ttl: Duration | None = None
     """Lifetime of its X509-SVIDs, 1m to 1h; they are renewed at half of it. Left out, an hour.
-    An issuer gives less when its own certificate ends sooner."""
+    Hub and relays give an hour at most today, and less when their own certificate ends sooner."""
     dns_names: Annotated[tuple[DnsName, ...], Meta(max_length=8)] = ()
     """Names beside the SPIFFE ID, for clients that check host names."""
     hint: Hint = ""
