@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from edgewise.backends.git.repository import GitRepository
 from edgewise.model.errors import Forbidden, TryLater
-from edgewise.net.git_http import GitHttp, GitLimits, Push
+from edgewise.net.git_http import GitHttp, GitLimits, Push, Pusher
 from edgewise.testing.git import WorkTree
 
 Issued = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -61,8 +61,10 @@ class Hub:
         self.lines: tuple[str, ...] = ("accepted main@sha1:abc, 1 fleet, 2 nodes",)
         self.failure: Exception | None = None
         self.url = ""
+        self.governs = True
+        """Whether whoever pushes is an administrator."""
 
-    async def authorise(self, request: web.BaseRequest, writes: bool) -> str:
+    async def authorise(self, request: web.BaseRequest, writes: bool) -> Pusher:
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
         peer = tls.getpeercert() if tls else None
         if not peer:
@@ -70,7 +72,7 @@ class Hub:
         name = str(peer["subject"][0][0][1])
         if writes and name != "ada":
             raise Forbidden(f"{name} may not push", hint="ask an admin")
-        return name
+        return Pusher(name, governs=self.governs)
 
     async def pushed(self, push: Push) -> tuple[str, ...]:
         self.pushes.append(push)
@@ -217,3 +219,70 @@ async def test_a_push_that_rewrites_the_branch_is_refused(hub: Hub, work: WorkTr
     assert status != 0
     assert "non-fast-forward" in said
     assert await hub.repository.head() == commit
+
+
+WORKSPACE = "apiVersion: edgewise.dev/v1\nkind: Workspace\nmetadata: {name: w}\n"
+BINDING = """apiVersion: edgewise.dev/v1
+kind: RoleBinding
+metadata: {name: berlin}
+spec:
+  role: operator
+  subjects: [{kind: User, name: bob}]
+"""
+FLEET_ONLY = {"edgewise.yaml": WORKSPACE, "policies/berlin.yaml": BINDING}
+
+
+async def refused(hub: Hub, work: WorkTree, changes: dict[str, str], word: str) -> None:
+    before = await hub.repository.head()
+    work.commit(changes)
+    status, said = await git(hub, work, "ada", "push", hub.url, "main")
+    assert status != 0
+    assert f"edgewise: this push changes {word}" in said
+    assert "that takes the role admin" in said
+    assert await hub.repository.head() == before
+    work.git("reset", "--hard", "--quiet", "HEAD~1")
+
+
+async def test_who_may_push_may_not_change_who_may_push(hub: Hub, work: WorkTree) -> None:
+    work.commit(FLEET_ONLY)
+    assert (await git(hub, work, "ada", "push", hub.url, "main"))[0] == 0
+    hub.governs = False
+    eve = BINDING.replace("role: operator", "role: admin")
+    weak = WORKSPACE + "spec: {pruneProtection: {maxDeleted: 100%}}\n"
+    await refused(hub, work, {"policies/berlin.yaml": eve}, "RoleBinding/berlin")
+    await refused(hub, work, {"policies/berlin.yaml": "broken: ["}, "RoleBinding/berlin")
+    await refused(hub, work, {"a/eve.yaml": eve.replace("berlin", "eve")}, "RoleBinding/eve")
+    await refused(hub, work, {"a.yaml": "a: 1\n---\n" + eve}, "RoleBinding/berlin")
+    await refused(hub, work, {"edgewise.yaml": weak}, "Workspace/w")
+    await refused(hub, work, {".edgewise/allowed_signers": "eve ssh-ed25519 AA"}, ".edgewise/")
+    (work.path / "policies" / "berlin.yaml").unlink()
+    await refused(hub, work, {}, "RoleBinding/berlin")
+
+
+async def test_the_first_push_takes_an_administrator(hub: Hub, work: WorkTree) -> None:
+    hub.governs = False
+    work.commit(FLEET_ONLY)
+    status, said = await git(hub, work, "ada", "push", hub.url, "main")
+    assert status != 0
+    assert "RoleBinding/berlin, Workspace/w" in said
+
+
+async def test_who_may_push_changes_everything_else(hub: Hub, work: WorkTree) -> None:
+    work.commit(FLEET_ONLY)
+    assert (await git(hub, work, "ada", "push", hub.url, "main"))[0] == 0
+    hub.governs = False
+    (work.path / "policies" / "berlin.yaml").unlink()
+    work.commit(
+        {
+            "edgewise.yaml": WORKSPACE + "spec: {vars: {greeting: hello}}\n",
+            "apps/x.yaml": "not: [even, yaml",
+            "policies/moved.yaml": "# moved\n" + BINDING,
+        }
+    )
+    assert (await git(hub, work, "ada", "push", hub.url, "main"))[0] == 0
+    (work.path / "policies" / "moved.yaml").unlink()
+    work.commit()
+    status, _ = await git(hub, work, "ada", "push", hub.url, "main:refs/heads/proposal")
+    assert status == 0, "a branch that nobody follows"
+    status, _ = await git(hub, work, "ada", "push", hub.url, "main")
+    assert status != 0, "the same commit, where it would count"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
-from edgewise.net.routes import ANYONE, OPERATORS, Call, Route
+from edgewise.identity.people import EVERYTHING
+from edgewise.net.routes import ANYONE, PEOPLE, Call, Peer, Route
 from edgewise.net.server import Listen, Server
 from edgewise.net.tls import server_context
 from edgewise.runtime.credentials import CredentialFiles
@@ -28,6 +30,13 @@ async def who(call: Call[None]) -> str:
     return str(call.peer.id)
 
 
+class Open:
+    """Everybody may do everything."""
+
+    def admit(self, peer: Peer, headers: Mapping[str, str]) -> Peer:
+        return replace(peer, rights=EVERYTHING)
+
+
 class Hub:
     def __init__(self, folder: Path) -> None:
         from edgewise.runtime.clock import SystemClock
@@ -38,10 +47,10 @@ class Hub:
         self.own = CredentialFiles(folder / "own")
         self.authority.issue_hub(self.own, Hosts.of(["localhost", "127.0.0.1"]))
         routes = [
-            Route("GET", "/v1/who", "", who, OPERATORS),
+            Route("GET", "/v1/who", "", who, PEOPLE, needs="viewer"),
             Route("GET", "/v1/open", "", who, ANYONE),
         ]
-        self.server = Server(routes, self.clock, SeededChance(), ListLog())
+        self.server = Server(routes, self.clock, SeededChance(), ListLog(), gate=Open())
 
     def client(self, user: str = "") -> aiohttp.ClientSession:
         context = ssl.create_default_context(cafile=str(self.own.roots))

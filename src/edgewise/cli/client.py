@@ -26,6 +26,7 @@ from edgewise.model.errors import (
     NeedsPerson,
     NotFound,
     TryLater,
+    Unauthenticated,
     Untrusted,
 )
 from edgewise.protocol.api import Page, Problem
@@ -34,6 +35,8 @@ from edgewise.protocol.operator import OperatorContext
 
 T = TypeVar("T")
 
+API_TOKEN = "EDGEWISE_API_TOKEN"
+"""Variable with an API token; the context then only says where the hub is and its root."""
 MAX_ANSWER = 64 << 20
 _MAX_EVENT = 4 << 20
 _CONNECT_S = 10.0
@@ -41,11 +44,10 @@ _CONNECT_S = 10.0
 _GIT_STALLS_S = 120
 """Seconds without a byte after which git gives up; a push waits for the compile."""
 _OURS: tuple[type[EdgewiseError], ...] = (
-    BadUsage, Conflict, Forbidden, NeedsPerson, NotFound, Untrusted,
+    BadUsage, Conflict, Forbidden, NeedsPerson, NotFound, Unauthenticated, Untrusted,
 )  # fmt: skip
 _BY_NAME: dict[str, type[EdgewiseError]] = {
     **{kind.__name__: kind for kind in _OURS},
-    "Unauthenticated": Forbidden,
     "MethodNotAllowed": BadUsage,
     "TooLarge": BadUsage,
 }
@@ -73,10 +75,22 @@ class Context:
                 f"{path} is no hub context: {error}",
                 hint="name context.json of an operator's folder, or the hub's data directory",
             ) from error
-        folder = path.resolve().parent
+        self._place(path.resolve().parent)
+
+    @classmethod
+    def of(cls, folder: Path, told: OperatorContext) -> Context:
+        """One whose file is not written yet."""
+        context = cls.__new__(cls)
+        context.path, context.told = folder / "context.json", told
+        context._place(folder)
+        return context
+
+    def _place(self, folder: Path) -> None:
         self.certificate = folder / self.told.certificate
         self.key = folder / self.told.key
         self.roots = folder / self.told.roots
+        self.token = os.environ.get(API_TOKEN, "").strip()
+        """An API token instead of the certificate, for CI."""
 
     @classmethod
     def find(cls, given: str = "") -> Context:
@@ -96,6 +110,13 @@ class Context:
 
     def git_environment(self) -> dict[str, str]:
         """What makes git speak mutual TLS with the hub; variables win over git config."""
+        if self.token:
+            return {
+                "GIT_SSL_CAINFO": str(self.roots),
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": f"http.{self.told.url.rstrip('/')}/.extraHeader",
+                "GIT_CONFIG_VALUE_0": f"Authorization: Bearer {self.token}",
+            }
         return {
             "GIT_SSL_CAINFO": str(self.roots),
             "GIT_SSL_CERT": str(self.certificate),
@@ -113,8 +134,16 @@ class Context:
 class Client:
     """Calls to one hub. Raises TryLater when it cannot be reached."""
 
-    def __init__(self, context: Context, *, timeout: timedelta = timedelta(seconds=60)) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        timeout: timedelta = timedelta(seconds=60),
+        anonymous: bool = False,
+    ) -> None:
+        """``anonymous``: before a login there is no certificate."""
         self.context = context
+        self._anonymous = anonymous
         self._timeout = timeout.total_seconds()
         address = urlsplit(context.told.url)
         if address.scheme != "https" or not address.hostname:
@@ -162,7 +191,10 @@ class Client:
 
     def events(self, path: str, kind: type[T]) -> Iterator[T]:
         """Server-sent events until the hub ends them."""
-        answer = self._send("GET", path, None, {})
+        token = self.context.token
+        answer = self._send(
+            "GET", path, None, {"Authorization": f"Bearer {token}"} if token else {}
+        )
         try:
             while line := answer.readline(_MAX_EVENT):
                 if line.startswith(b"data: "):
@@ -196,6 +228,8 @@ class Client:
         length: int | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
         headers = {"Content-Type": content} if body else {}
+        if self.context.token and not self._anonymous:
+            headers["Authorization"] = f"Bearer {self.context.token}"
         if length is not None:
             headers["Content-Length"] = str(length)
         answer = self._send(method, path, body, headers)
@@ -264,11 +298,12 @@ class Client:
             tls.check_hostname = False  # the SPIFFE ID is checked instead
             try:
                 tls.load_verify_locations(str(self.context.roots))
-                tls.load_cert_chain(str(self.context.certificate), str(self.context.key))
+                if not self._anonymous and not self.context.token:
+                    tls.load_cert_chain(str(self.context.certificate), str(self.context.key))
             except (OSError, ssl.SSLError) as error:
                 raise NeedsPerson(
                     f"the certificate files beside {self.context.path} cannot be used: {error}",
-                    hint="copy the hub's operator folder again, whole",
+                    hint="`edgewise login` again, or copy the hub's operator folder, whole",
                 ) from error
             self._tls = tls
         return self._tls

@@ -41,7 +41,12 @@ class Session:
         """The hub of ``--context``."""
         from edgewise.cli.client import Client, Context
 
-        return Client(Context.find(self.context))
+        context = Context.find(self.context)
+        if context.told.expires is not None and not context.token:
+            from edgewise.cli.renewal import keep_login
+
+            context = keep_login(context)
+        return Client(context)
 
     def json(self, value: Any) -> None:
         """One JSON document on standard output: the API's own structs."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 _SEE = "See what runs"
 _CHANGE = "Change what runs"
 _FLEET = "Nodes and their fleet"
+_PEOPLE = "People"
 _SETUP = "Set up"
 
 
@@ -43,6 +44,11 @@ VERBS = (
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
     Verb("agent", "agent", "On a node: join, run, see what it does.", _FLEET),
     Verb("relay", "relay", "On a region's relay: join and run.", _FLEET),
+    Verb("login", "login", "Log in at a hub, by password or OpenID provider.", _PEOPLE),
+    Verb("logout", "logout", "End this login, here and at the hub.", _PEOPLE),
+    Verb("whoami", "whoami", "Who the hub takes you for, and what you may do.", _PEOPLE),
+    Verb("user", "user", "Local users: add, passwd, groups, disable, rm.", _PEOPLE),
+    Verb("api-token", "api_token", "Tokens for CI and dashboards.", _PEOPLE),
     Verb("key", "key", "On the hub's machine: who may sign what.", _SETUP),
     Verb("ca", "ca", "The certificate authority: roots, rotation, sealing its key.", _SETUP),
     Verb("schema", "schema", "JSON Schemas of the documents, for editors and CI.", _SETUP),

@@ -57,6 +57,18 @@ class Forbidden(NeedsPerson):
     """The caller is known and may not do this (HTTP 403); audited."""
 
 
+class Unauthenticated(NeedsPerson):
+    """Nobody proved who calls, or the proof is no good (HTTP 401)."""
+
+    def __init__(
+        self,
+        what: str = "the connection carries no certificate of this organisation that is valid now",
+        *,
+        hint: str = "`edgewise login`, or send an API token (docs/people.md)",
+    ) -> None:
+        super().__init__(what, hint=hint)
+
+
 class Untrusted(EdgewiseError):
     """Bytes or a peer failed verification. Never retried as is; always audited."""
 

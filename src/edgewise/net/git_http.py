@@ -21,6 +21,7 @@ from pathlib import Path
 from aiohttp import web
 
 from edgewise.backends.git.command import environment
+from edgewise.backends.git.guard import GOVERNS
 from edgewise.model.errors import EdgewiseError, Forbidden, NotFound
 
 _SERVICES = ("git-upload-pack", "git-receive-pack")
@@ -33,15 +34,26 @@ _SIDEBAND = 60_000
 
 
 @dataclass(frozen=True, slots=True)
+class Pusher:
+    """Who uses the repository."""
+
+    name: str
+    governs: bool = False
+    """May change RoleBindings and the Workspace's trust; see backends/git/guard.py."""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Push:
     """A push that git has stored. Refs map to (before, after); a missing side is empty."""
 
     user: str
     moved: Mapping[str, tuple[str, str]]
+    address: str = ""
 
 
-Authorise = Callable[[web.BaseRequest, bool], Awaitable[str]]
-"""(request, whether it writes) to the user's name; raises Forbidden for anybody else."""
+Authorise = Callable[[web.BaseRequest, bool], Awaitable[Pusher]]
+"""(request, whether it writes) to who it is; raises Forbidden for anybody else."""
 
 Pushed = Callable[[Push], Awaitable[tuple[str, ...]]]
 """Wakes the follower and says what the pusher shall read, one line each."""
@@ -114,7 +126,9 @@ class GitHttp:
             hint=f"clone or push {self._path}/",
         )
 
-    async def _call(self, request: web.BaseRequest, service: str, user: str) -> web.StreamResponse:
+    async def _call(
+        self, request: web.BaseRequest, service: str, user: Pusher
+    ) -> web.StreamResponse:
         pushing = request.method == "POST" and service == "git-receive-pack"
         bound = self._limits.push if pushing else self._limits.fetch_request
         body = _Body(request, bound)
@@ -149,7 +163,7 @@ class GitHttp:
                 process.kill()
             await process.wait()
 
-    def _variables(self, request: web.BaseRequest, user: str, first: bytes) -> dict[str, str]:
+    def _variables(self, request: web.BaseRequest, user: Pusher, first: bytes) -> dict[str, str]:
         """CGI (RFC 3875) as git-http-backend(1) reads it. The length is left out: the body
         ends with the pipe, whatever encoding it came in."""
         tail = self._tail(request)
@@ -161,10 +175,11 @@ class GitHttp:
             "REQUEST_METHOD": request.method,
             "QUERY_STRING": request.query_string,
             "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-            "REMOTE_USER": user,
+            "REMOTE_USER": user.name,
             "REMOTE_ADDR": request.remote or "",
-            "GIT_COMMITTER_NAME": user,
-            "GIT_COMMITTER_EMAIL": f"{user}@edgewise.invalid",
+            "GIT_COMMITTER_NAME": user.name,
+            "GIT_COMMITTER_EMAIL": f"{user.name}@edgewise.invalid",
+            GOVERNS: "1" if user.governs else "0",
             "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
         }
         if first.startswith(_GZIP):
@@ -175,7 +190,7 @@ class GitHttp:
         self,
         response: web.StreamResponse,
         chunks: AsyncGenerator[bytes, None],
-        user: str,
+        user: Pusher,
         before: Mapping[str, str],
     ) -> None:
         """Pass git's report on, and put our remarks before its last packet."""
@@ -190,7 +205,7 @@ class GitHttp:
             for ref in sorted(before.keys() | after.keys())
             if before.get(ref) != after.get(ref)
         }
-        lines = await self._remarks(Push(user, moved)) if moved else ()
+        lines = await self._remarks(Push(user.name, moved, user.address)) if moved else ()
         await response.write(tail.finish(lines))
 
     async def _remarks(self, push: Push) -> tuple[str, ...]:

@@ -35,13 +35,22 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
             "title": "Edgewise hub",
             "version": "v1",
             "description": "Errors are RFC 9457 problem documents (docs/errors.md). Callers "
-            "prove themselves with a client certificate (docs/api.md).",
+            "prove themselves with a client certificate, people also with an API token. x-role is "
+            "what a person needs, over the whole organisation or (x-reach: nodes) over the nodes "
+            "that the call is about (docs/people.md).",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
-            "securitySchemes": {"certificate": {"type": "mutualTLS"}},
+            "securitySchemes": {
+                "certificate": {"type": "mutualTLS"},
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API token (docs/people.md): `ewt_...`",
+                },
+            },
         },
     }
 
@@ -61,9 +70,12 @@ def _operation(route: Route, by_kind: list[tuple[Any, Any]]) -> dict[str, Any]:
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,
         "x-callers": sorted(route.allow),
-        "security": [] if "anyone" in route.allow else [{"certificate": []}],
+        "security": _security(route),
         "responses": _responses(route, by_kind),
     }
+    if route.needs is not None:
+        operation["x-role"] = route.needs
+        operation["x-reach"] = route.reach
     if route.description:
         operation["description"] = route.description
     if parameters := [*_path_parameters(route), *_query_parameters(route)]:
@@ -77,6 +89,13 @@ def _operation(route: Route, by_kind: list[tuple[Any, Any]]) -> dict[str, Any]:
     elif route.streams:
         operation["requestBody"] = {"required": True, "content": {route.accepts: {}}}
     return operation
+
+
+def _security(route: Route) -> list[dict[str, list[str]]]:
+    if "anyone" in route.allow:
+        return []
+    ways: list[dict[str, list[str]]] = [{"certificate": []}]
+    return [*ways, {"token": []}] if route.needs is not None and route.tokens else ways
 
 
 def _responses(route: Route, by_kind: list[tuple[Any, Any]]) -> dict[str, Any]:

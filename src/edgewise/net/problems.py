@@ -19,6 +19,7 @@ from edgewise.model.errors import (
     NeedsPerson,
     NotFound,
     TryLater,
+    Unauthenticated,
     Untrusted,
 )
 from edgewise.protocol.api import Problem
@@ -30,6 +31,7 @@ TYPE_PREFIX: Final = "https://edgewise.dev/errors/"
 _STATUS: Final[tuple[tuple[type[EdgewiseError], int, str], ...]] = (
     (NotFound, 404, "There is no such thing"),
     (Conflict, 409, "The present state forbids it"),
+    (Unauthenticated, 401, "The caller has not proved itself"),
     (Forbidden, 403, "The caller may not do this"),
     (BadUsage, 400, "The request is malformed"),
     (TryLater, 503, "Not now; the same call may succeed later"),
@@ -37,7 +39,7 @@ _STATUS: Final[tuple[tuple[type[EdgewiseError], int, str], ...]] = (
     (NeedsPerson, 422, "A person has to change something"),
 )
 
-HTTP_ONLY: Final = ("Unauthenticated", "MethodNotAllowed", "TooLarge", "Internal")
+HTTP_ONLY: Final = ("MethodNotAllowed", "TooLarge", "Internal")
 """Problem names without an exception class; docs/errors.md documents them as well."""
 
 _encode = msgspec.json.Encoder().encode
@@ -67,18 +69,6 @@ def problem_of(error: EdgewiseError) -> Problem:
                 retry_after_s=wait,
             )
     return internal("none", str(error), error.hint)
-
-
-def unauthenticated() -> Problem:
-    """No client certificate where one is required."""
-    return Problem(
-        type=TYPE_PREFIX + "Unauthenticated",
-        title="A client certificate is required",
-        status=401,
-        detail="the connection carries no certificate of this organisation that is valid now",
-        hint="use the operator's certificate (docs/api.md), or join the node first",
-        exit_code=4,
-    )
 
 
 def wrong_method(method: str, allowed: tuple[str, ...]) -> Problem:

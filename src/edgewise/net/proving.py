@@ -31,6 +31,7 @@ def proof_routes(
             JoinChallenge,
             errors=(Untrusted, TryLater),
             at_most=limits.RECORD,
+            changes=False,
         ),
         Route(
             "POST",

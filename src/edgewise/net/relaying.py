@@ -25,7 +25,6 @@ from edgewise.net.client import HOLD_MARGIN_S, Client
 from edgewise.net.proving import proof_routes
 from edgewise.net.routes import (
     ANYONE,
-    MEMBERS,
     Answer,
     Bytes,
     Call,
@@ -72,6 +71,8 @@ IMMUTABLE: Final = "public, max-age=31536000, immutable"
 FRESH: Final = "no-cache"
 _TYPES: Final = {".json": "application/json", ".zst": "application/zstd"}
 NODES: Final[frozenset[Caller]] = frozenset({"node"})
+MACHINES: Final[frozenset[Caller]] = frozenset({"node", "relay", "hub"})
+"""People use the hub: a relay does not know who may do what."""
 FIRST_HOLD_S: Final = 60.0
 """How long the hub is expected to hold the first poll; its news say how long from then on."""
 
@@ -158,7 +159,7 @@ class RelayRoutes:
                 "/v1/content/{path*}",
                 "TUF metadata and objects, fetched from the hub once",
                 self.content_file,
-                MEMBERS,
+                MACHINES,
                 response=bytes,
                 errors=(NotFound, TryLater, Untrusted),
                 content_type="application/octet-stream",

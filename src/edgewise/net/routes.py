@@ -15,17 +15,24 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from edgewise.identity.people import NOBODY, Rights
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
 from edgewise.model.names import SpiffeId
+from edgewise.model.roles import Role
 from edgewise.protocol import limits
 from edgewise.protocol.api import Page
 
 Caller = Literal["anyone", "hub", "relay", "node", "user"]
+Needs = Role | Literal["self"]
+"""A person's role; ``self``: any person who has logged in, about itself."""
+Reach = Literal["everything", "nodes"]
+"""``everything``: the call concerns the whole organisation, so the role must be unlimited.
+``nodes``: the call itself asks ``call.rights`` about each node, fleet or rollout it is about."""
 Body = TypeVar("Body")
 T = TypeVar("T")
 
 ANYONE: frozenset[Caller] = frozenset({"anyone"})
-OPERATORS: frozenset[Caller] = frozenset({"user", "hub"})
+PEOPLE: frozenset[Caller] = frozenset({"user", "hub"})
 MEMBERS: frozenset[Caller] = frozenset({"user", "hub", "relay", "node"})
 
 
@@ -39,6 +46,12 @@ class Peer:
     address: str = ""
     serial: str = ""
     """Of the certificate, lower-case hex: renewals show it (identity.rotation)."""
+    token: str = ""
+    """Identifier of the API token that the caller proved itself with, instead of a certificate."""
+    rights: Rights = NOBODY
+    """What a person may do; machines have none and need none."""
+    ended: str = ""
+    """Why a person's proof counts no more, for its next call."""
 
     @property
     def role(self) -> str:
@@ -52,7 +65,9 @@ class Peer:
         return self.id
 
     def __str__(self) -> str:
-        return str(self.id) if self.id else f"anyone at {self.address}"
+        if self.id is None:
+            return f"anyone at {self.address}"
+        return f"{self.id} (api-token {self.token})" if self.token else str(self.id)
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +101,11 @@ class Call(Generic[Body]):
     """The body's bytes, for routes with ``streams``; bounded by ``at_most``."""
     raw: bytes = b""
     """The body as it came, for routes that check a signature over it."""
+
+    @property
+    def rights(self) -> Rights:
+        """What the caller may do."""
+        return self.peer.rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +148,7 @@ class Route:
     answer: Answer
     """Returns a value of the response type, Bytes, Events, FileAnswer, or None (204)."""
     allow: frozenset[Caller]
+    """Machines by their kind, and ``user`` for people; what a person needs is ``needs``."""
     request: Any = None
     response: Any = None
     query: type[msgspec.Struct] = NoQuery
@@ -143,6 +164,19 @@ class Route:
     also: tuple[int, ...] = ()
     """Other good statuses: 204 for a long poll without news."""
     accepts: str = "application/json"
+    needs: Needs | None = None
+    """The role that a person must have; None where no person may call, or anyone may."""
+    reach: Reach = "everything"
+    """Over what the role must be held."""
+    tokens: bool = True
+    """Whether an API token is proof enough."""
+    changes: bool | None = None
+    """Whether it changes anything; None: as the method says. Such calls are audited."""
+
+    @property
+    def mutates(self) -> bool:
+        """Whether a call changes anything."""
+        return self.method != "GET" if self.changes is None else self.changes
 
     def pattern(self) -> re.Pattern[str]:
         """What its paths look like."""
@@ -154,6 +188,16 @@ class Route:
     def parameters(self) -> tuple[str, ...]:
         """Names of its path parameters, in order."""
         return tuple(re.findall(r"\{(\w+)\*?\}", self.path))
+
+
+def missing(role: Role, peer: Peer, why: str = "") -> Forbidden:
+    """The refusal of a person who lacks a role, saying what it has."""
+    who = peer.id.name if peer.id else "nobody"
+    reason = f"; {why}" if why else ""
+    return Forbidden(
+        f"this takes the role {role}; {who} has {peer.rights}{reason}",
+        hint=f"an administrator binds it with a RoleBinding of role: {role} (docs/people.md)",
+    )
 
 
 def page(items: list[T], paging: Paging, cursor: Callable[[T], str]) -> Page[T]:

@@ -15,20 +15,27 @@ import logging
 import re
 import resource
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound, Untrusted
+from edgewise.model.errors import (
+    BadUsage,
+    EdgewiseError,
+    Forbidden,
+    NotFound,
+    Unauthenticated,
+    Untrusted,
+)
 from edgewise.net import problems
 from edgewise.net.peers import peer_of
-from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, query_of
+from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, missing, query_of
 from edgewise.protocol.api import Problem
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
@@ -78,6 +85,16 @@ Refused = Callable[[Peer, str, str], Awaitable[None]]
 """(peer, method and path, why)"""
 
 
+class Gate(Protocol):
+    """Says what people may do. Implementations: net.gate.PeopleGate, testing.loopback_hub."""
+
+    def admit(self, peer: Peer, headers: Mapping[str, str]) -> Peer:
+        """The peer with its rights, by its certificate or the API token in the headers.
+
+        Raises Unauthenticated for a token that is no good.
+        """
+
+
 class Request(web.BaseRequest):
     """aiohttp's request, with what a mounted protocol looks for."""
 
@@ -118,7 +135,10 @@ class Server:
         chance: Chance,
         log: Log,
         mounts: Iterable[Mount] = (),
+        gate: Gate | None = None,
     ) -> None:
+        """``gate``: without one no person has any right."""
+        self._gate = gate
         self._clock = clock
         self._chance = chance
         self._log = log
@@ -134,6 +154,8 @@ class Server:
                 self._exact[route.method, route.path] = (route, decoder)
         self.on_refused: Refused | None = None
         """Told of every call that the caller may not make, or that failed verification."""
+        self.on_failed: Refused | None = None
+        """Told of every other call that should have changed something and did not."""
         self._runner: web.ServerRunner | None = None
         self._stop = asyncio.Event()
         self.port = 0
@@ -182,10 +204,7 @@ class Server:
             response = await self._answer(request)
         except EdgewiseError as error:
             response = _problem(problems.problem_of(error))
-            if self.on_refused is not None and isinstance(error, Forbidden | Untrusted):
-                await self.on_refused(
-                    self._peer(request), f"{request.method} {request.path}", str(error)
-                )
+            await self._tell(request, error)
         except _Refused as refused:
             response = _problem(refused.problem)
         except ConnectionError:
@@ -216,14 +235,27 @@ class Server:
         )
         return response
 
+    async def _tell(self, request: Any, error: EdgewiseError) -> None:
+        """The audit log hears of what was refused, and of changes that failed."""
+        peer: Peer = getattr(request, "peer", None) or self._peer(request)
+        call = f"{request.method} {request.path}"
+        if isinstance(error, Forbidden | Untrusted):
+            if self.on_refused is not None:
+                await self.on_refused(peer, call, str(error))
+        elif self.on_failed is not None and request.method != "GET" and peer.role == "user":
+            await self.on_failed(peer, call, f"{type(error).__name__}: {error}")
+
+    def _admit(self, peer: Peer, request: Any) -> Peer:
+        return self._gate.admit(peer, request.headers) if self._gate is not None else peer
+
     async def _answer(self, request: Request) -> web.StreamResponse:
         for mount in self._mounts:
             if request.path.startswith(mount.prefix):
-                request.peer = self._peer(request)
+                request.peer = self._admit(self._peer(request), request)
                 request.match_info = {"tail": request.path.removeprefix(mount.prefix)}
                 return await mount.answer(request)
         route, decoder, path = self._find(request)
-        peer = self._peer(request)
+        request.peer = peer = self._admit(self._peer(request), request)
         authorise(route, peer)
         query = query_of(route.query, request.query)
         raw = b"" if route.streams else await _read(request, route.at_most)
@@ -290,14 +322,16 @@ class Server:
                 headers=value.headers or None,
             )
         if isinstance(value, Events):
-            return await self._events(request, value)
+            return await self._events(request, route, value)
         if isinstance(value, FileAnswer):
             return _file(value)
         return web.Response(
             body=_encode(value), status=route.status, content_type="application/json"
         )
 
-    async def _events(self, request: web.BaseRequest, events: Events) -> web.StreamResponse:
+    async def _events(
+        self, request: web.BaseRequest, route: Route, events: Events
+    ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
@@ -314,6 +348,8 @@ class Server:
                     timeout=EVENT_HEARTBEAT.total_seconds(),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
+                if not self._still(request, route):
+                    break
                 if not pending.done():
                     await response.write(b": still here\n\n")
                     continue
@@ -322,13 +358,21 @@ class Server:
                     break
                 await response.write(b"data: " + _encode(item) + b"\n\n")
             await response.write_eof()
-        except ConnectionError:
-            pass  # the reader left; nobody is there to be told
+        except (ConnectionError, EdgewiseError):
+            pass  # the reader left, or may not see this any more
         finally:
             for task in (pending, stopping):
                 if task is not None:
                     task.cancel()
         return response
+
+    def _still(self, request: Any, route: Route) -> bool:
+        """Whether the caller may do now what it could when its stream began. Another selector
+        ends it as well: the next call gets what may be seen then."""
+        peer = self._admit(self._peer(request), request)
+        authorise(route, peer)
+        before: Peer = request.peer
+        return peer.rights == before.rights
 
 
 _END: Final = object()
@@ -343,15 +387,36 @@ class _Refused(Exception):
 
 
 def authorise(route: Route, peer: Peer) -> None:
-    """Raise Forbidden or the 401 problem unless the peer may call the route."""
-    if "anyone" in route.allow or peer.role in route.allow:
+    """Raise Forbidden or Unauthenticated unless the peer may call the route."""
+    if "anyone" in route.allow:
         return
     if peer.id is None:
-        raise _Refused(problems.unauthenticated())
-    raise Forbidden(
-        f"{peer.id} may not call {route.method} {route.path}",
-        hint=f"it is for: {', '.join(sorted(route.allow))}",
-    )
+        raise Unauthenticated()
+    if peer.role not in route.allow:
+        raise Forbidden(
+            f"{peer.id} may not call {route.method} {route.path}",
+            hint=f"it is for: {', '.join(sorted(route.allow))}",
+        )
+    if peer.role == "user":
+        _authorise_person(route, peer)
+
+
+def _authorise_person(route: Route, peer: Peer) -> None:
+    if peer.ended:
+        raise Forbidden(peer.ended, hint="`edgewise login` makes it anew")
+    if peer.token and not route.tokens:
+        raise Forbidden(
+            f"{route.method} {route.path} takes a person, not an API token",
+            hint="log in with `edgewise login`",
+        )
+    if route.needs is None:  # a machine's route, or one whose author forgot to say
+        raise Forbidden(f"{peer.id} may not call {route.method} {route.path}")
+    if route.needs == "self":
+        return
+    if not peer.rights.somewhere(route.needs):
+        raise missing(route.needs, peer)
+    if route.reach == "everything" and not peer.rights.everywhere(route.needs):
+        raise missing(route.needs, peer, "this call concerns the whole organisation")
 
 
 def raise_file_limit() -> int:
@@ -427,6 +492,8 @@ def _problem(problem: Problem) -> web.Response:
         content_type=problems.CONTENT_TYPE,
         headers=headers,
     )
+    if problem.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if problem.status in (401, 413):
         # The rest of a body that is too large is not read; an expired peer shall come anew.
         response.force_close()

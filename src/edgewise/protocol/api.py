@@ -402,6 +402,8 @@ class AuditLine(msgspec.Struct, frozen=True):
     detail: str
     previous: str
     hash: str
+    address: str = ""
+    """Where the call came from; empty for the hub's own decisions."""
 
 
 class TraceNode(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ the variable EDGEWISE_CONTEXT, or ``~/.edgewise/context.json`` (which may be a l
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 
@@ -26,6 +28,12 @@ class OperatorContext(msgspec.Struct, frozen=True, omit_defaults=True):
     """``age1...``: secrets in the fleet repo are encrypted to it (`edgewise secret seal`)."""
     data: str = ""
     """The hub's data directory when it is on this machine; for `edgewise doctor`."""
+    issued: datetime | None = None
+    """When the certificate was made; None for the administrator's, which the hub keeps."""
+    expires: datetime | None = None
+    """When it ends. It is renewed at half of its life, by whatever command runs then."""
+    login_until: datetime | None = None
+    """When a person has to log in again."""
 
     @property
     def hub(self) -> str:

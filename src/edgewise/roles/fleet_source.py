@@ -30,6 +30,7 @@ from edgewise.net.api.ports import Source
 from edgewise.net.api.records import Records, Wanted
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.git_http import Push
+from edgewise.net.register import PeopleRegister
 from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.api import Condition, Plan, PlanRequest, SourceStatus
@@ -100,6 +101,7 @@ class Parts:
     repository: GitRepository
     secrets: WorkspaceKey
     journal: Journal
+    people: PeopleRegister
     clock: Clock
     log: Log
 
@@ -254,6 +256,9 @@ class FleetSource:
         if self.federate is not None:
             await self.federate(compiled.federated)
         parts = self._parts
+        if await parts.people.bind(compiled.bindings):
+            names = ", ".join(one.name for one in compiled.bindings) or "none"
+            await parts.journal.note("hub", "bindings", compiled.revision, names)
         await parts.publisher.publish_releases(
             {fleet.release: fleet.documents for fleet in compiled.fleets.values()},
             builder_only=compiled.trust == "builder",
@@ -400,7 +405,7 @@ class FleetSource:
     async def pushed(self, push: Push) -> tuple[str, ...]:
         """After a push: look now, and say to the pusher what came of it."""
         parts = self._parts
-        await parts.journal.note(push.user, "git.push", ", ".join(push.moved))
+        await parts.journal.note((push.user, push.address), "git.push", ", ".join(push.moved))
         if parts.repository.ref not in push.moved:
             return (f"edgewise follows {parts.repository.branch}; this push changes nothing",)
         seen = self._looks

@@ -23,6 +23,7 @@ from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.quantity import parse_duration
 from edgewise.net.api.attesting import Attestor
 from edgewise.net.api.journal import Journal, JournaledLog
+from edgewise.net.register import PeopleRegister
 from edgewise.net.server import Server, tune_memory
 from edgewise.net.waiters import Waiters
 from edgewise.roles.fleet_source import FleetSource
@@ -50,6 +51,7 @@ class Hub:
     suspicions: asyncio.Queue[tuple[str, str]]
     journal: Journal
     decisions: JournaledLog
+    people: PeopleRegister
     log: Log
     attestor: Attestor
     _closed: bool = field(default=False, init=False)
@@ -68,6 +70,7 @@ class Hub:
             tasks.create_task(self._note_suspicions())
             tasks.create_task(self.decisions.run())
             tasks.create_task(self.attestor.run())
+            tasks.create_task(self.people.run())
             for waiters in self.waiters:
                 tasks.create_task(waiters.run())
 
@@ -82,6 +85,7 @@ class Hub:
             self._closed = True
             await self.server.close()
             await self.rollouts.flush()
+            await self.people.tidy()
             self.database.close()
 
 
@@ -113,6 +117,7 @@ async def open_hub(settings: HubSettings, *, log: Log | None = None) -> Hub:
         parts.suspicions,
         parts.journal,
         parts.decisions,
+        parts.people,
         log,
         parts.attestor,
     )

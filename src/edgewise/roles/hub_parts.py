@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from edgewise import __version__
@@ -25,12 +25,13 @@ from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.enrolments import SqliteEnrolments
 from edgewise.backends.sqlite.hub import SqliteHub
+from edgewise.backends.sqlite.people import SqlitePeople
 from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.backends.sqlite.source import SqliteCommits
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_public
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
-from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden
+from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.labels import Labels
 from edgewise.net.api.attesting import Attestor, Surroundings
 from edgewise.net.api.authority import AuthorityRoutes
@@ -40,6 +41,8 @@ from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal, JournaledLog
+from edgewise.net.api.login import LoginRoutes
+from edgewise.net.api.people import PeopleRoutes
 from edgewise.net.api.records import Records
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
@@ -48,9 +51,9 @@ from edgewise.net.api.sync import Fleetside, NodeSync, guard
 from edgewise.net.api.workloads import WorkloadRoutes
 from edgewise.net.federation import Federation
 from edgewise.net.gates import ExecAndHttpGates
-from edgewise.net.git_http import GitHttp
 from edgewise.net.published import Board
-from edgewise.net.server import Listen, Mount, Server
+from edgewise.net.register import PeopleRegister
+from edgewise.net.server import Listen, Server
 from edgewise.net.tls import reload, server_context
 from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
@@ -64,6 +67,7 @@ from edgewise.roles.fleet_source import (
     unsigned_of,
 )
 from edgewise.roles.hub_identity import open_identity, root_keys
+from edgewise.roles.hub_people import git_mount, open_people
 from edgewise.roles.root_rotation import Rotation
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.rollout.ports import Notice
@@ -199,6 +203,7 @@ class Assembled:
     journal: Journal
     decisions: JournaledLog
     attestor: Attestor
+    people: PeopleRegister
 
 
 @dataclass(slots=True)
@@ -216,6 +221,7 @@ class Stores:
     repository: GitRepository
     commits: SqliteCommits
     hub: SqliteHub
+    people: PeopleRegister
 
 
 async def assemble(
@@ -224,7 +230,7 @@ async def assemble(
     """Open everything below the data directory and connect it."""
     host, port = _address(settings.listen)
     urls = _urls(settings, host, port)
-    stores = await _open_stores(settings, clock, database)
+    stores = await _open_stores(settings, (clock, chance), database)
     publisher, records, journal = stores.publisher, stores.records, stores.journal
     board = Board(publisher, log)
     decisions = JournaledLog(log, journal)
@@ -274,25 +280,28 @@ async def assemble(
         publisher, stores.objects, settings.data / "content", journal, source.look_again
     )
     supply.guard = lambda peer: guard(side, peer)
+    people = open_people(stores.people, authority, journal, clock, lambda: source.recipient, None)
     groups = Groups(
         nodes,
         relays,
         FleetRoutes(view, stores.enrolments, changed),
-        RolloutRoutes(rollouts, source, journal, clock),
-        CommitRoutes(source, rollouts, stores.rollouts, roster, _hooks(settings), log),
+        RolloutRoutes(rollouts, source, view.sight, journal, clock),
+        CommitRoutes(source, rollouts, stores.rollouts, view.sight, _hooks(settings), log),
         supply,
         JoinRoutes(enroller, changed, journal, attestor),
+        LoginRoutes(people.logins, people.register),
+        PeopleRoutes(people.logins, people.register),
         journal,
         WorkloadRoutes(side, mine.desk, clock),
         mine.trust,
         AuthorityRoutes(rotation, journal),
     )
-    git = GitHttp(stores.repository.directory, _may_use_git, source.pushed)
-    server = Server(hub_routes(groups), clock, chance, log, [Mount("/git/", git.answer)])
-    server.on_refused = journal.refused
+    mounts = [git_mount(stores.repository.directory, journal, source.pushed)]
+    server = Server(hub_routes(groups), clock, chance, log, mounts, gate=people.gate)
+    server.on_refused, server.on_failed = journal.refused, journal.failed
     return Assembled(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
-        journal, decisions, attestor,
+        journal, decisions, attestor, people.register,
     )  # fmt: skip
 
 
@@ -399,13 +408,17 @@ def _source(
             repository,
             WorkspaceKey.open_or_create(settings.data / "keys" / "workspace.age"),
             stores.journal,
+            stores.people,
             clock,
             log,
         )
     )
 
 
-async def _open_stores(settings: HubSettings, clock: Clock, database: Database) -> Stores:
+async def _open_stores(
+    settings: HubSettings, outside: tuple[Clock, Chance], database: Database
+) -> Stores:
+    clock, chance = outside
     data = settings.data
     objects = FileObjects(data / "content")
     metadata = FileMetadata(data / "content" / "tuf")
@@ -440,6 +453,7 @@ async def _open_stores(settings: HubSettings, clock: Clock, database: Database) 
         repository,
         SqliteCommits(database),
         store,
+        await PeopleRegister.open(SqlitePeople(database), clock, chance),
     )
 
 
@@ -482,14 +496,6 @@ def _hooks(settings: HubSettings) -> Hooks:
             f"cannot read the webhook secret {settings.webhook_secret}: {error.strerror}"
         ) from error
     return Hooks(secret, settings.branch)
-
-
-async def _may_use_git(request: Any, writes: bool) -> str:
-    """People read and push; nobody else."""
-    peer = request.peer
-    if peer.role != "user":
-        raise Forbidden(f"{peer} may not use the fleet repo", hint="use an operator's certificate")
-    return str(peer)
 
 
 def _address(listen: str) -> tuple[str, int]:

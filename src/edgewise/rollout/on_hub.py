@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
@@ -28,17 +27,12 @@ from edgewise.protocol.report import Observation, Receipt
 from edgewise.rollout import views, waves
 from edgewise.rollout.fleet import Decision, Fleet, FleetState, Proposal
 from edgewise.rollout.live import Live, Moment, revert_ended
+from edgewise.rollout.outside import Outside, Pace, Placement
 from edgewise.rollout.ports import (
-    Announcer,
     Change,
-    GateCheck,
     NodeSeen,
-    NodeStates,
     Notice,
-    Notices,
     Revert,
-    Reverts,
-    RolloutStore,
     Saved,
 )
 from edgewise.rollout.presence import Presence
@@ -53,46 +47,18 @@ from edgewise.rollout.states import (
     Verb,
 )
 from edgewise.rollout.table import Table
+from edgewise.rollout.views import Sees
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 
+__all__ = ["Outside", "Pace", "Placement", "Rollouts"]
+
 _replace = msgspec.structs.replace
 TOPICS_KEPT = 10_000
 """Version counters of fleets and rollouts; a watcher of a dropped one is told once more."""
 _VERBS: dict[str, Verb] = {v: v for v in ("approve", "pause", "resume", "abort")}
-
-
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What the engine works through."""
-
-    store: RolloutStore
-    nodes: NodeStates
-    announcer: Announcer
-    gates: GateCheck
-    notices: Notices
-    reverts: Reverts
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long the engine gathers before it acts."""
-
-    coalesce: timedelta = timedelta(milliseconds=50)
-    """Events that come within this time are decided together."""
-    flush: timedelta = timedelta(seconds=3)
-    """Last contacts are written at most this often; a crash loses no more of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a node belongs: what its signed record says."""
-
-    fleet: str
-    index: int
-    held: bool
 
 
 class Rollouts:
@@ -520,11 +486,21 @@ class Rollouts:
         """Every fleet in one line, by name."""
         return tuple(self.fleet_status(name) for name in sorted(self._lives))
 
-    def fleet_status(self, fleet: str) -> FleetStatus:
-        """One fleet. Raises NotFound."""
+    def fleet_status(self, fleet: str, sees: Sees | None = None) -> FleetStatus:
+        """One fleet, as far as ``sees`` lets somebody see its nodes. Raises NotFound."""
         live = self._live(fleet)
         seen = {n: self._seen[n].observation for n in live.fleet.members if n in self._seen}
-        return views.fleet_status(live.fleet, live.saved, seen, len(live.presence.online))
+        return views.fleet_status(live.fleet, live.saved, seen, live.presence.online, sees)
+
+    def members(self, fleet: str) -> tuple[str, ...]:
+        """Names of the nodes of a fleet; none for a fleet that is not known."""
+        live = self._lives.get(fleet)
+        members = live.fleet.members.items() if live is not None else ()
+        return tuple(name for name, member in members if not member.gone)
+
+    async def fleet_of(self, identifier: str) -> str:
+        """The fleet of a rollout. Raises NotFound."""
+        return (await self._saved(identifier))[0].plan.fleet
 
     async def rollouts(
         self, fleet: str = "", *, limit: int = 100, after: str = ""
@@ -550,18 +526,29 @@ class Rollouts:
             self._summaries[identifier] = summary
         return summary
 
-    async def detail(self, identifier: str) -> RolloutDetail:
-        """One rollout with its stages, log and failures. Raises NotFound."""
+    async def detail(self, identifier: str, sees: Sees | None = None) -> RolloutDetail:
+        """One rollout with its stages, log and failures; ``sees`` as ``fleet_status``.
+
+        Raises NotFound.
+        """
+        saved, table = await self._saved(identifier)
         log = await self._out.store.log(identifier)
+        if table is None:
+            table = Table(saved.plan, await self._out.store.rows(identifier))
+        if sees is not None:
+            return views.limited(saved, table.rows, log, sees)
+        return views.detail(saved, table, log)
+
+    async def _saved(self, identifier: str) -> tuple[Saved, Table | None]:
+        """A rollout, with its table while it runs."""
         for live in self._lives.values():
             saved = live.saved
             if saved is not None and live.state is not None and saved.plan.id == identifier:
-                return views.detail(saved, live.state.table, log)
-        saved = await self._out.store.rollout(identifier)
-        if saved is None:
+                return saved, live.state.table
+        found = await self._out.store.rollout(identifier)
+        if found is None:
             raise NotFound(f"there is no rollout {identifier!r}", hint="`edgewise rollout ls`")
-        rows = await self._out.store.rows(identifier)
-        return views.detail(saved, Table(saved.plan, rows), log)
+        return found, None
 
     def explain(self, node: str) -> Explanation:
         """Why this node runs what it runs."""

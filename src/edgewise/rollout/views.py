@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Final, Literal
+
+import msgspec
 
 from edgewise.protocol.api import (
     Explanation,
@@ -35,6 +38,8 @@ from edgewise.rollout.states import (
 )
 from edgewise.rollout.table import Table
 
+Sees = Callable[[str], bool]
+"""Whether somebody may see the node of this name."""
 FAILURES_SHOWN: Final = 50
 _WORST: Final[tuple[Health, ...]] = ("Missing", "Degraded", "Progressing", "Suspended")
 
@@ -52,10 +57,18 @@ def sync_of(target: str, seen: Observation | None) -> SyncState:
 
 
 def fleet_status(
-    fleet: Fleet, running: Saved | None, seen: Mapping[str, Observation | None], online: int
+    fleet: Fleet,
+    running: Saved | None,
+    seen: Mapping[str, Observation | None],
+    present: Set[str],
+    sees: Sees | None = None,
 ) -> FleetStatus:
-    """One fleet in one line. ``seen``: the last observation of each node that was heard."""
-    members = [n for n, m in fleet.members.items() if not m.gone]
+    """One fleet in one line. ``seen``: the last observation of each node that was heard.
+
+    With ``sees`` only such nodes are counted, and no reason is told: it may speak of others.
+    """
+    members = [n for n, m in fleet.members.items() if not m.gone and (sees is None or sees(n))]
+    online = sum(1 for name in members if name in present)
     synced = healthy = 0
     found: set[Health] = set()
     for name in members:
@@ -80,7 +93,7 @@ def fleet_status(
         health=worst,
         rollout=running.plan.id if running else "",
         rollout_state=name_of(running.head) if running else None,
-        reason=reason_of(running.head) if running else state.reason,
+        reason="" if sees else reason_of(running.head) if running else state.reason,
         quarantined=tuple(q.release for q in state.quarantined),
     )
 
@@ -124,6 +137,25 @@ def detail(saved: Saved, table: Table, log: Sequence[Moved]) -> RolloutDetail:
         stages,
         tuple(Transition(m.at, m.state, m.actor, m.reason) for m in log),
         tuple(failures[:FAILURES_SHOWN]),
+    )
+
+
+def limited(
+    saved: Saved, rows: Mapping[int, Row], log: Sequence[Moved], sees: Sees
+) -> RolloutDetail:
+    """``detail`` for somebody who sees only some of the nodes: others do not count, and the
+    reasons, which may speak of them, are left out."""
+    nodes = tuple(node for node in saved.plan.nodes if sees(node.name))
+    mine = {node.index for node in nodes}
+    plan = msgspec.structs.replace(saved.plan, nodes=nodes)
+    table = Table(plan, {index: row for index, row in rows.items() if index in mine})
+    whole = detail(replace(saved, plan=plan), table, log)
+    blank = msgspec.structs.replace
+    return RolloutDetail(
+        blank(whole.summary, reason=""),
+        tuple(blank(stage, reason="") for stage in whole.stages),
+        tuple(blank(line, reason="") for line in whole.log),
+        whole.failures,
     )
 
 

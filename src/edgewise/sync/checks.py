@@ -12,12 +12,15 @@ from edgewise.model.documents import (
     DeviceList,
     Document,
     Fleet,
+    RoleBinding,
     RolloutPolicy,
     Secret,
     WorkloadIdentity,
     Workspace,
 )
 from edgewise.model.documents.app import ProcessSpec
+from edgewise.model.names import is_name
+from edgewise.model.roles import ADMIN_NAME
 from edgewise.model.selectors import KINDS, UnknownKind, WorkloadSelector
 from edgewise.sync import templates
 from edgewise.sync.joining import device_findings, join_findings
@@ -42,6 +45,8 @@ def document_findings(document: Document) -> tuple[Finding, ...]:
         found.extend(device_findings(document))
     if isinstance(document, WorkloadIdentity):
         found.extend(_selectors(document))
+    if isinstance(document, RoleBinding):
+        found.extend(_binding(document))
     return tuple(found)
 
 
@@ -129,6 +134,18 @@ def _selectors(document: WorkloadIdentity) -> Iterator[Finding]:
             message = f"{dotted(path)} contradicts another selector of the same kind"
             hint = "all selectors must hold; write a second WorkloadIdentity for the other process"
             yield Finding(path, message, hint, text)
+
+
+def _binding(binding: RoleBinding) -> Iterator[Finding]:
+    for index, subject in enumerate(binding.spec.subjects):
+        path: Path = ("spec", "subjects", index, "name")
+        if subject.kind == "User" and not is_name(subject.name):
+            message = f"{subject.name!r} cannot be a user's name"
+            hint = "users are called as `edgewise whoami` says: a-z, 0-9 and '-'"
+            yield Finding(path, message, hint, subject.name)
+        elif subject.kind == "User" and subject.name == ADMIN_NAME:
+            message = "admin is an administrator whatever is bound to it"
+            yield Finding(path, message, "remove this subject", subject.name)
 
 
 def not_acted_on(document: Document) -> tuple[str, ...]:

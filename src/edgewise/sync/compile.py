@@ -25,6 +25,7 @@ from edgewise.protocol import codec, limits
 from edgewise.protocol.content import Artifact, Release, variant_key
 from edgewise.sync import parts
 from edgewise.sync.fleet_parts import Bench, Built, FleetParts
+from edgewise.sync.governing import bindings
 from edgewise.sync.matching import (
     PLATFORM_LABEL,
     Candidate,
@@ -132,6 +133,7 @@ class _Compile:
             join=_join(root),
             device_lists=_device_lists(kinds),
             federated=_federated(kinds),
+            bindings=bindings(kinds.get("RoleBinding", {})),
         )
 
     def _before(self, previous: Compiled | None) -> Compiled | None:

@@ -12,6 +12,7 @@ import msgspec
 from edgewise.model.documents import DeviceList
 from edgewise.model.documents.federation import FederatedTrustDomainSpec
 from edgewise.model.documents.joining import JoinSpec
+from edgewise.model.roles import Binding
 from edgewise.model.rules import RolloutRules
 from edgewise.protocol.api import SourceProblem
 from edgewise.protocol.content import Artifact
@@ -146,6 +147,8 @@ class Compiled:
     """Machines that may join without a token, by name of the list."""
     federated: tuple[FederatedTrustDomainSpec, ...] = ()
     """Other organisations' trust domains, by name of the document."""
+    bindings: tuple[Binding, ...] = ()
+    """Who may do what, by name of the document."""
 
 
 class CommitSeen(msgspec.Struct, frozen=True):

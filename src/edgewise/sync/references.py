@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from edgewise.model.documents import App, Fleet, OSImage, WorkloadIdentity
+from edgewise.model.documents import App, Fleet, OSImage, RoleBinding, WorkloadIdentity
 from edgewise.sync.mismatch import Finding
 from edgewise.sync.parse import ROOT, Report, Sourced
 from edgewise.sync.parts import default_path
@@ -45,6 +45,9 @@ def check_references(kinds: Catalogue, broken: frozenset[tuple[str, str]], repor
     for where in kinds.get("Fleet", {}).values():
         if isinstance(where.parsed.value, Fleet):
             _check_fleet(where, where.parsed.value, kinds, broken, report)
+    for where in kinds.get("RoleBinding", {}).values():
+        if isinstance(where.parsed.value, RoleBinding):
+            _check_binding(where, where.parsed.value, kinds, broken, report)
     _check_circles(kinds.get("App", {}), report)
     _check_paths(kinds, report)
 
@@ -71,6 +74,21 @@ def _workload_path(where: Sourced) -> tuple[str, Path]:
     if isinstance(value, App) and value.spec.identity is not None:
         return value.spec.identity.spiffe_id or "", ("spec", "identity", "spiffeID")
     return "", ()
+
+
+def _check_binding(
+    where: Sourced,
+    binding: RoleBinding,
+    kinds: Catalogue,
+    broken: frozenset[tuple[str, str]],
+    report: Report,
+) -> None:
+    known = kinds.get("Fleet", {})
+    for index, name in enumerate(binding.spec.fleets):
+        if name not in known and ("Fleet", name) not in broken:
+            path: Path = ("spec", "fleets", index)
+            message = f"there is no Fleet {name!r}"
+            report.at(where, Finding(path, message, did_you_mean(name, known), name))
 
 
 def _check_fleet(

@@ -5,6 +5,8 @@ Whoever calls says in the header ``x-peer`` who they are: for tests of the API o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +15,11 @@ from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.names import Organisation
-from edgewise.identity.ports import Enrolled
+from edgewise.identity.people import EVERYTHING, Grant, Rights
+from edgewise.identity.ports import Enrolled, Issued
 from edgewise.identity.workloads import Desk
-from edgewise.model.errors import Forbidden, NotFound
+from edgewise.model.errors import Forbidden, NotFound, Untrusted
+from edgewise.model.labels import parse_selector
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.authority import AuthorityRoutes, Rotator
 from edgewise.net.api.bundles import Bundles
@@ -24,6 +28,8 @@ from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
+from edgewise.net.api.login import LoginRoutes
+from edgewise.net.api.people import PeopleRoutes
 from edgewise.net.api.records import Records
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
@@ -31,7 +37,10 @@ from edgewise.net.api.supply import SupplyRoutes
 from edgewise.net.api.sync import Fleetside, NodeSync
 from edgewise.net.api.trust import TrustRoutes
 from edgewise.net.api.workloads import WorkloadRoutes
+from edgewise.net.gate import PeopleGate
+from edgewise.net.logins import LoginDesk, Logins
 from edgewise.net.published import Board
+from edgewise.net.register import PeopleRegister
 from edgewise.net.routes import Peer
 from edgewise.net.server import Listen, Request, Server
 from edgewise.net.waiters import Waiters
@@ -60,17 +69,54 @@ from edgewise.sync.ports import CommitSeen
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.hub import MemoryHub
 from edgewise.testing.log import ListLog
+from edgewise.testing.people import MemoryPeople, PlainPasswords
 from edgewise.testing.rollouts import MemoryNodeStates, MemoryRollouts, Noticeboard
 
 OPERATOR = "spiffe://hub.acme/user/ada"
 
 
 class NamedServer(Server):
-    """Believes the ``x-peer`` header."""
+    """Believes the ``x-peer`` and ``x-serial`` headers."""
 
     def _peer(self, request: Request) -> Peer:  # type: ignore[override]
         named = request.headers.get("x-peer", "")
-        return Peer(SpiffeId.parse(named) if named else None, None, "127.0.0.1")
+        serial = request.headers.get("x-serial", "")
+        return Peer(SpiffeId.parse(named) if named else None, None, "127.0.0.1", serial)
+
+
+class HeaderGate(PeopleGate):
+    """People are administrators, unless ``x-role`` (with ``x-selector`` and ``x-fleet``) says
+    otherwise. API tokens, and people with ``x-serial``, are judged as on a real hub."""
+
+    def admit(self, peer: Peer, headers: Mapping[str, str]) -> Peer:
+        if "Authorization" in headers or "x-serial" in headers:
+            return super().admit(peer, headers)
+        if peer.role not in ("user", "hub"):
+            return peer
+        if "x-role" not in headers:
+            return replace(peer, rights=EVERYTHING)
+        fleets = tuple(filter(None, [headers.get("x-fleet", "")]))
+        selector = parse_selector(headers.get("x-selector", ""))
+        role: Any = headers["x-role"]
+        grants = (Grant(role, selector, fleets),) if role else ()
+        return replace(peer, rights=Rights(grants))
+
+
+class PlainIssuer:
+    """Certificates that are only counted."""
+
+    roots: tuple[bytes, ...] = (b"root",)
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.made = 0
+
+    def issue_person(self, identity: SpiffeId, csr: bytes, life: timedelta) -> Issued:
+        if not csr:
+            raise Untrusted("a certificate request cannot be read: it is empty")
+        self.made += 1
+        now = self._clock.now()
+        return Issued((b"leaf",), f"{self.made:x}", now, now + life)
 
 
 class FixedSource:
@@ -147,8 +193,15 @@ class People:
     def __init__(self) -> None:
         self.known: dict[str, Enrolled] = {}
 
-    def add(self, name: str, role: Literal["node", "relay"], clock: Clock) -> None:
-        self.known[name] = Enrolled(name, role, "eu", b"key of " + name.encode(), {}, clock.now())
+    def add(
+        self,
+        name: str,
+        role: Literal["node", "relay"],
+        clock: Clock,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        key = b"key of " + name.encode()
+        self.known[name] = Enrolled(name, role, "eu", key, dict(labels or {}), clock.now())
 
     def get(self, name: str) -> Enrolled | None:
         return self.known.get(name)
@@ -175,6 +228,9 @@ class LoopbackHub:
         self.people = People()
         self.source = FixedSource(clock)
         self.joins = FewJoins(clock)
+        self.passwords = PlainPasswords()
+        self.register: PeopleRegister
+        self.logins: Logins
         self.store = MemoryRollouts()
         self.changed: list[str] = []
         self.rollouts: Rollouts
@@ -208,11 +264,17 @@ class LoopbackHub:
         hub.journal = await Journal.open(memory, clock)
         hub.records = Records(memory, hub._sign)
         await hub._open(memory, folder)
+        hub.register = await PeopleRegister.open(MemoryPeople(), clock, chance)
+        acme = Organisation("acme")
+        desk = LoginDesk(acme, hub.register, hub.passwords, PlainIssuer(clock), hub.journal, clock)
+        hub.logins = Logins(desk)
         groups = hub._groups(objects, folder / "content", chance)
         hub.board.connect(groups.nodes, groups.relays)
         hub.nodes = groups.nodes
-        hub.server = NamedServer(hub_routes(groups), clock, chance, hub.log)
+        gate = HeaderGate(hub.register, acme, clock)
+        hub.server = NamedServer(hub_routes(groups), clock, chance, hub.log, gate=gate)
         hub.server.on_refused = hub.journal.refused
+        hub.server.on_failed = hub.journal.failed
         await hub.server.start(Listen())
         return hub
 
@@ -252,12 +314,14 @@ class LoopbackHub:
             NodeSync(side, self.waiters[0], self.clock),
             RelaySide(side, self.waiters[1], self.clock),
             FleetRoutes(view, people, self._membership),
-            RolloutRoutes(self.rollouts, self.source, self.journal, self.clock),
+            RolloutRoutes(self.rollouts, self.source, view.sight, self.journal, self.clock),
             CommitRoutes(
-                self.source, self.rollouts, self.store, self.people, Hooks("hush", "main"), self.log
+                self.source, self.rollouts, self.store, view.sight, Hooks("hush", "main"), self.log
             ),
             SupplyRoutes(self.publisher, objects, content, self.journal, self.source.wake),
             JoinRoutes(self.joins, self._membership, self.journal),
+            LoginRoutes(self.logins, self.register),
+            PeopleRoutes(self.logins, self.register),
             self.journal,
             WorkloadRoutes(side, self._desk(), self.clock),
             TrustRoutes(self.bundles or nothing, self.publisher.trust_metadata),

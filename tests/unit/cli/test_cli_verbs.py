@@ -20,7 +20,7 @@ from edgewise.model.errors import (
     TryLater,
     Untrusted,
 )
-from edgewise.net.git_http import GitHttp, Push
+from edgewise.net.git_http import GitHttp, Push, Pusher
 from edgewise.protocol import api
 from edgewise.protocol.audit import next_line
 from edgewise.protocol.content import PartRef, Release
@@ -121,7 +121,9 @@ def test_a_verb_gives_programs_the_structures_of_the_api(
     hub.answers[call] = value
     done = cli(*line, "--output", "json")
     assert done.code == 0, done.err
-    if value is None or line == ["audit", "verify"]:
+    if line == ["audit", "verify"]:
+        assert done.json == {"lines": 2, "head": f"2:{AUDIT2.hash}"}
+    elif value is None:
         assert list(done.json) == ["done"]
     else:
         assert done.json == msgspec.json.decode(msgspec.json.encode(value))
@@ -281,10 +283,10 @@ def fleet_repo(hub: Any, tmp_path: Path) -> Path:
     repository = GitRepository(tmp_path / "fleet.git")
     asyncio.run(repository.ensure())
 
-    async def authorise(request: Any, writes: bool) -> str:
+    async def authorise(request: Any, writes: bool) -> Pusher:
         if request.peer.role != "user":
             raise Forbidden(f"{request.peer} may not push")
-        return str(request.peer.id.name)
+        return Pusher(request.peer.id.name, governs=True)
 
     async def pushed(push: Push) -> tuple[str, ...]:
         return (f"accepted from {push.user}",)

@@ -118,6 +118,7 @@ async def test_a_held_node_stays_and_the_audit_log_says_who_held_it(
     assert [(line["actor"], line["action"]) for line in audit["items"]] == [
         (OPERATOR, "node.hold"),
         (OPERATOR, "node.release"),
+        (OPERATOR, "failed"),
     ]
 
 

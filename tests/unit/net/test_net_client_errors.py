@@ -14,10 +14,11 @@ from edgewise.model.errors import (
     NeedsPerson,
     NotFound,
     TryLater,
+    Unauthenticated,
     Untrusted,
 )
 from edgewise.net.client import LONGEST_WAIT, Endpoint, error_of
-from edgewise.net.problems import encoded, internal, problem_of, unauthenticated
+from edgewise.net.problems import encoded, internal, problem_of
 from edgewise.protocol.api import Problem
 from edgewise.protocol.codec import encode
 
@@ -42,7 +43,7 @@ def test_an_error_survives_the_wire(error: EdgewiseError) -> None:
 
 
 def test_a_missing_certificate_is_told_apart_from_a_wrong_one() -> None:
-    problem = unauthenticated()
+    problem = problem_of(Unauthenticated())
     assert isinstance(error_of(401, {}, encoded(problem)), Forbidden)
 
 

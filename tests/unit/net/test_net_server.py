@@ -11,11 +11,12 @@ import aiohttp
 import msgspec
 import pytest
 
+from edgewise.identity.people import EVERYTHING
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater
 from edgewise.model.names import SpiffeId
 from edgewise.net.routes import (
     ANYONE,
-    OPERATORS,
+    PEOPLE,
     Call,
     Events,
     FileAnswer,
@@ -81,7 +82,7 @@ def routes(folder: Path) -> list[Route]:
         Route("GET", "/v1/ticks", "", ticks, ANYONE),
         Route("PUT", "/v1/objects/{sha256}", "", upload, ANYONE, streams=True, at_most=100_000),
         Route("GET", "/v1/content/{path*}", "", content, ANYONE),
-        Route("GET", "/v1/secret", "", one, OPERATORS),
+        Route("GET", "/v1/secret", "", one, PEOPLE, needs="viewer"),
     ]
 
 
@@ -210,7 +211,7 @@ async def test_nobody_without_a_certificate_gets_past_an_operators_route(web: An
 
 def test_a_node_may_not_call_an_operators_route(tmp_path: Path) -> None:
     secret = routes(tmp_path)[-1]
-    authorise(secret, Peer(SpiffeId("hub.acme", "/user/ada")))
+    authorise(secret, Peer(SpiffeId("hub.acme", "/user/ada"), rights=EVERYTHING))
     with pytest.raises(Forbidden, match="node/kiosk may not"):
         authorise(secret, Peer(SpiffeId("eu.acme", "/node/kiosk")))
 

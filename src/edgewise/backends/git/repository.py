@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
+from edgewise.backends.git import guard
 from edgewise.backends.git.command import Git
 from edgewise.model.errors import BadUsage, NeedsPerson, NotFound, TryLater
 from edgewise.sync.ports import Blob, Repository, Snapshot
@@ -113,6 +114,8 @@ class GitRepository:
         settings = {
             **_PUSHED_TO,
             "receive.denyNonFastForwards": "false" if self.origin.rewinds else "true",
+            # Whatever the machine's own git settings say: the guard must run.
+            "core.hooksPath": str((self.directory / "hooks").absolute()),
         }
         # One process each would take 40 ms at every start; --list costs one.
         listed = (await self.git.run("config", "--local", "--list", "-z")).decode()
@@ -121,6 +124,7 @@ class GitRepository:
             if present.get(name.lower()) != value:
                 await self.git.run("config", name, value)
         await self.git.run("symbolic-ref", "HEAD", self.ref)
+        guard.install(self.directory, self.ref)
 
     async def refresh(self) -> None:
         """Fetch the followed branch of the mirrored ``url``; nothing to do without one.

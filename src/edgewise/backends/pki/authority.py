@@ -108,6 +108,13 @@ class Authority:
         signer = self._signer(str(region))
         return make_svid(signer, identity, key, hosts, self.clock.now(), life), hosts.names
 
+    def issue_person(self, identity: SpiffeId, csr: bytes, life: timedelta) -> Issued:
+        """A certificate for somebody who has logged in; see ``net.logins.PersonIssuer``."""
+        if identity != self.organisation.user(identity.name):
+            raise Forbidden(f"{identity} is no person of {self.organisation.name}")
+        key = requested_key(csr)
+        return make_svid(self._signer(HUB), identity, key, Hosts(), self.clock.now(), life)
+
     def issue_regional(self, region: str, csr: bytes, urls: tuple[str, ...]) -> tuple[bytes, ...]:
         key = requested_key(csr)
         hosts = Hosts.of_urls(urls)

@@ -208,7 +208,7 @@ def make_svid(
 ) -> Issued:
     """A leaf with this identity. Nodes and people may not be servers with it.
 
-    ``life``: of a workload or node; the others have theirs by role.
+    ``life``: of a workload, a node or a person's login; the others have theirs by role.
     """
     until = min(now + (life or LIFE[identity.role]), signer.certificate.not_valid_after_utc)
     serves = identity.role in ("hub", "relay", "app")

@@ -16,6 +16,7 @@ from edgewise.model.documents.fleet import Fleet
 from edgewise.model.documents.identity import WorkloadIdentity
 from edgewise.model.documents.inventory import Node, NodeSet, Workspace
 from edgewise.model.documents.joining import DeviceList
+from edgewise.model.documents.people import RoleBinding
 from edgewise.model.documents.policies import (
     AccessPolicy,
     HealPolicy,
@@ -40,6 +41,7 @@ Document = (
     | HealPolicy
     | EgressPolicy
     | NotificationPolicy
+    | RoleBinding
 )
 
 KINDS: Final[dict[str, type[Document]]] = {
@@ -59,6 +61,7 @@ KINDS: Final[dict[str, type[Document]]] = {
     "HealPolicy": HealPolicy,
     "EgressPolicy": EgressPolicy,
     "NotificationPolicy": NotificationPolicy,
+    "RoleBinding": RoleBinding,
 }
 
 ACTED_ON: Final = frozenset(
@@ -75,6 +78,7 @@ ACTED_ON: Final = frozenset(
         "FederatedTrustDomain",
         "RolloutPolicy",
         "EgressPolicy",
+        "RoleBinding",
     }
 )
 """Kinds that change what runs; the others are checked, listed and kept for later."""
@@ -95,6 +99,7 @@ __all__ = [
     "NodeSet",
     "NotificationPolicy",
     "OSImage",
+    "RoleBinding",
     "RolloutPolicy",
     "Secret",
     "WorkloadIdentity",

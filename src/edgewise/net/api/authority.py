@@ -6,7 +6,7 @@ from typing import Protocol
 
 from edgewise.model.errors import Conflict, NeedsPerson
 from edgewise.net.api.journal import Journal
-from edgewise.net.routes import OPERATORS, Call, Route
+from edgewise.net.routes import PEOPLE, Call, Route
 from edgewise.protocol.api import CaStatus, RotateRoot
 
 
@@ -33,18 +33,21 @@ class AuthorityRoutes:
                 "/v1/ca",
                 "Root certificates and how far their rotation is",
                 self.status,
-                OPERATORS,
+                PEOPLE,
                 response=CaStatus,
+                needs="viewer",
             ),
             Route(
                 "POST",
                 "/v1/ca/rotate-root",
                 "Take the next step of replacing the root",
                 self.rotate,
-                OPERATORS,
+                PEOPLE,
                 RotateRoot,
                 CaStatus,
                 errors=(Conflict, NeedsPerson),
+                needs="admin",
+                tokens=False,
             ),
         ]
 

@@ -8,8 +8,9 @@ from typing import Literal
 
 from edgewise.model.errors import BadUsage, Forbidden, NotFound, Untrusted
 from edgewise.net.api.fleet import receipt_line
-from edgewise.net.api.ports import Roster, Source
-from edgewise.net.routes import ANYONE, OPERATORS, Bytes, Call, Route
+from edgewise.net.api.ports import Source
+from edgewise.net.api.sight import Sight
+from edgewise.net.routes import ANYONE, PEOPLE, Bytes, Call, Peer, Route
 from edgewise.protocol.api import (
     Plan,
     PlanRequest,
@@ -45,14 +46,14 @@ class CommitRoutes:
         source: Source,
         rollouts: Rollouts,
         receipts: RolloutStore,
-        roster: Roster,
+        sight: Sight,
         hooks: Hooks,
         log: Log,
     ) -> None:
         self._source = source
         self._rollouts = rollouts
         self._receipts = receipts
-        self._roster = roster
+        self._sight = sight
         self._hooks = hooks
         self._log = log
 
@@ -64,19 +65,23 @@ class CommitRoutes:
                 "/v1/commits/{revision}",
                 "A commit's way from git to every node",
                 self.trace,
-                OPERATORS,
+                PEOPLE,
                 response=Trace,
                 errors=(NotFound,),
+                needs="viewer",
+                reach="nodes",
             ),
             Route(
                 "POST",
                 "/v1/plan",
                 "What a commit would do, before anything moves",
                 self.plan,
-                OPERATORS,
+                PEOPLE,
                 PlanRequest,
                 Plan,
                 errors=(NotFound,),
+                needs="viewer",
+                changes=False,
             ),
             Route(
                 "POST",
@@ -88,6 +93,7 @@ class CommitRoutes:
                 errors=(NotFound, Forbidden, Untrusted),
                 at_most=webhooks.MAX_BODY,
                 also=(202,),
+                changes=False,
                 description="For github, gitlab and gitea; the call proves itself with the "
                 "hub's webhook secret and only makes the hub look at git sooner.",
             ),
@@ -120,20 +126,27 @@ class CommitRoutes:
         if not revision or len(revision) > 200 or "\0" in revision or revision.startswith("-"):
             raise BadUsage(f"{revision[:50]!r} is not a revision", hint="give a commit id")
         commit = await self._source.commit(revision)
-        rollouts = await self._rollouts_of(commit.releases, commit.revision)
+        whole = call.rights.everywhere("viewer")
+        releases = {
+            fleet: release
+            for fleet, release in commit.releases.items()
+            if self._sight.part(call.peer, fleet)
+        }
+        rollouts = await self._rollouts_of(releases, commit.revision, call.peer)
         receipts = {
             receipt.node: receipt
-            for receipt in await self._receipts.receipts_for(sorted(set(commit.releases.values())))
+            for receipt in await self._receipts.receipts_for(sorted(set(releases.values())))
+            if self._sight.sees(call.peer, receipt.node)
         }
-        nodes = tuple(self._nodes(commit.releases, receipts))
+        nodes = tuple(self._nodes(releases, receipts, call.peer))
         return Trace(
             commit.revision,
             commit.author,
             commit.subject,
             commit.seen,
             commit.compiled,
-            commit.problems,
-            commit.releases,
+            commit.problems if whole else (),
+            releases,
             rollouts,
             nodes,
             sum(receipt.bytes_fetched for receipt in receipts.values()),
@@ -141,17 +154,26 @@ class CommitRoutes:
         )
 
     async def _rollouts_of(
-        self, releases: dict[str, str], revision: str
+        self, releases: dict[str, str], revision: str, peer: Peer
     ) -> tuple[RolloutSummary, ...]:
         found = []
         for fleet, release in sorted(releases.items()):
             for summary in await self._rollouts.rollouts(fleet, limit=ROLLOUTS_SEARCHED):
                 if summary.release == release and summary.revision == revision:
-                    found.append(summary)
+                    limits = self._sight.limits(peer, fleet)
+                    found.append(
+                        summary
+                        if limits is None
+                        else (await self._rollouts.detail(summary.id, limits)).summary
+                    )
         return tuple(found)
 
-    def _nodes(self, releases: dict[str, str], receipts: dict[str, Receipt]) -> Iterable[TraceNode]:
-        for enrolled in self._roster.all():
+    def _nodes(
+        self, releases: dict[str, str], receipts: dict[str, Receipt], peer: Peer
+    ) -> Iterable[TraceNode]:
+        for enrolled in self._sight.roster.all():
+            if not self._sight.sees(peer, enrolled.name):
+                continue
             placement = self._rollouts.placement(enrolled.name)
             release = releases.get(placement.fleet) if placement else None
             if placement is None or release is None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from edgewise.net.api.authority import AuthorityRoutes
 from edgewise.net.api.commits import CommitRoutes
-from edgewise.net.api.fleet import FleetRoutes
+from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
+from edgewise.net.api.login import LoginRoutes
 from edgewise.net.api.meta import meta_routes
+from edgewise.net.api.people import PeopleRoutes
 from edgewise.net.api.relays import RelaySide
 from edgewise.net.api.rollouts import RolloutRoutes
 from edgewise.net.api.supply import SupplyRoutes
@@ -32,6 +34,8 @@ class Groups:
     commits: CommitRoutes
     supply: SupplyRoutes
     joining: JoinRoutes
+    login: LoginRoutes
+    people: PeopleRoutes
     journal: Journal
     workloads: WorkloadRoutes
     trust: TrustRoutes
@@ -51,9 +55,14 @@ def hub_routes(groups: Groups) -> list[Route]:
         *groups.workloads.routes(),
         *groups.trust.routes(),
         *groups.authority.routes(),
+        *groups.login.routes(),
+        *groups.people.routes(),
         *groups.journal.routes(),
     ]
     return [*routes, *meta_routes(routes)]
+
+
+_NO_VIEW: Any = View(*[None] * 10)  # type: ignore[arg-type]
 
 
 def description() -> dict[str, Any]:
@@ -62,11 +71,13 @@ def description() -> dict[str, Any]:
     groups = Groups(
         NodeSync(nothing, nothing, nothing),
         RelaySide(nothing, nothing, nothing),
-        FleetRoutes(nothing, nothing, nothing),
-        RolloutRoutes(nothing, nothing, nothing, nothing),
+        FleetRoutes(_NO_VIEW, nothing, nothing),
+        RolloutRoutes(nothing, nothing, nothing, nothing, nothing),
         CommitRoutes(nothing, nothing, nothing, nothing, nothing, nothing),
         SupplyRoutes(nothing, nothing, nothing, nothing, nothing),
         JoinRoutes(nothing, nothing, nothing),
+        LoginRoutes(nothing, nothing),
+        PeopleRoutes(nothing, nothing),
         Journal(nothing, nothing, nothing),
         WorkloadRoutes(nothing, nothing, nothing),
         TrustRoutes(nothing, nothing),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -16,7 +16,8 @@ from edgewise.model.labels import Selector, parse_selector
 from edgewise.net.api.journal import Journal
 from edgewise.net.api.ports import Roster, Source
 from edgewise.net.api.records import Records
-from edgewise.net.routes import OPERATORS, Call, NoQuery, Paging, Route, page
+from edgewise.net.api.sight import Sight
+from edgewise.net.routes import PEOPLE, Call, NoQuery, Paging, Route, missing, page
 from edgewise.protocol.api import (
     Explanation,
     FederationStatus,
@@ -30,6 +31,7 @@ from edgewise.protocol.api import (
     ReceiptLine,
     RelayStatus,
     RolloutCommand,
+    SourceStatus,
     SyncState,
 )
 from edgewise.protocol.report import Observation, Receipt
@@ -80,6 +82,11 @@ class View:
     """What is known of a node's TPM."""
     federations: Callable[[], tuple[FederationStatus, ...]] = lambda: ()
 
+    @property
+    def sight(self) -> Sight:
+        """What callers may see of it."""
+        return Sight(self.roster, self.records, self.rollouts)
+
 
 class FleetRoutes:
     """Status, fleets and nodes."""
@@ -92,6 +99,7 @@ class FleetRoutes:
     ) -> None:
         """``membership`` is called with a node's name after what it may run has changed."""
         self._view = view
+        self._sight = view.sight
         self._enrolments = enrolments
         self._membership = membership
 
@@ -125,26 +133,30 @@ class FleetRoutes:
                 node,
                 "Forget the node; its name can join again",
                 self.forget,
-                OPERATORS,
+                PEOPLE,
                 errors=(NotFound,),
                 status=204,
+                needs="operator",
+                reach="nodes",
             ),
         ]
 
     async def status(self, call: Call[None]) -> HubStatus:
         """GET /v1/status."""
         view = self._view
-        everybody = view.roster.all()
-        last = view.journal.last
+        mine = [e for e in view.roster.all() if self._sight.sees(call.peer, e.name)]
+        relays = [self._relay(e, mine) for e in view.roster.all() if e.role == "relay"]
+        whole = call.rights.everywhere("viewer")
+        last = view.journal.last if whole else None
         return HubStatus(
             view.organisation,
             view.version,
             view.trust,
-            view.source.status(),
-            view.rollouts.fleets(),
-            tuple(self._relay(e, everybody) for e in everybody if e.role == "relay"),
-            view.rollouts.held(),
-            sum(1 for e in everybody if e.role == "node" and not view.rollouts.placement(e.name)),
+            view.source.status() if whole else _outline(view.source.status()),
+            tuple(self._fleets(call)),
+            tuple(relay for relay in relays if whole or relay.nodes),
+            view.rollouts.held() if whole else (),
+            sum(1 for e in mine if e.role == "node" and not view.rollouts.placement(e.name)),
             last.sequence if last else 0,
             last.hash if last else "",
             view.federations(),
@@ -152,7 +164,18 @@ class FleetRoutes:
             sum(1 for e in everybody if e.ak and view.attested(e.name).failing_since),
         )
 
-    def _relay(self, relay: Enrolled, everybody: tuple[Enrolled, ...]) -> RelayStatus:
+    def _fleets(self, call: Call[Any]) -> list[FleetStatus]:
+        """Fleets of which the caller sees anything; only the nodes that it sees count."""
+        rollouts = self._view.rollouts
+        if call.rights.everywhere("viewer"):
+            return list(rollouts.fleets())
+        return [
+            rollouts.fleet_status(one.name, self._sight.limits(call.peer, one.name))
+            for one in rollouts.fleets()
+            if self._sight.part(call.peer, one.name)
+        ]
+
+    def _relay(self, relay: Enrolled, everybody: Sequence[Enrolled]) -> RelayStatus:
         seen = self._view.rollouts.last_seen(relay.name)
         nodes = sum(
             1
@@ -169,7 +192,7 @@ class FleetRoutes:
 
     async def fleets(self, call: Call[None]) -> Page[FleetStatus]:
         """GET /v1/fleets."""
-        return page(list(self._view.rollouts.fleets()), call.query, lambda fleet: fleet.name)
+        return page(self._fleets(call), call.query, lambda fleet: fleet.name)
 
     async def nodes(self, call: Call[None]) -> Page[NodeSummary]:
         """GET /v1/nodes."""
@@ -178,6 +201,8 @@ class FleetRoutes:
         found = []
         for enrolled in self._view.roster.all():
             if enrolled.role != "node" or enrolled.name <= query.after:
+                continue
+            if not self._sight.sees(call.peer, enrolled.name):
                 continue
             one = self._summary(enrolled)
             if (
@@ -198,11 +223,10 @@ class FleetRoutes:
         for enrolled in self._view.roster.all():
             if enrolled.role != "node" or enrolled.name <= query.after:
                 continue
-            record, known = (
-                self._view.records.get(enrolled.name),
-                self._view.attested(enrolled.name),
-            )
-            labels = dict(record[0].labels if record else enrolled.labels)
+            if not self._sight.sees(call.peer, enrolled.name):
+                continue
+            known = self._view.attested(enrolled.name)
+            labels = dict(self._sight.labels(enrolled))
             if selector.matches(labels) and (known.failing_since or not query.failing):
                 said = _identity(enrolled, known)
                 found.append(NodeProof(enrolled.name, labels, said, enrolled.quarantined))
@@ -245,7 +269,7 @@ class FleetRoutes:
 
     async def release(self, call: Call[RolloutCommand]) -> None:
         """POST /v1/nodes/{name}/release."""
-        enrolled = self._enrolled(call)
+        enrolled = self._changeable(call)
         if enrolled.quarantined:
             await self._enrolments.quarantine(enrolled.name, "")
             await self._changed(call, "node.release", enrolled.name)
@@ -253,23 +277,22 @@ class FleetRoutes:
         await self._set_hold(call, held=False)
 
     async def _set_hold(self, call: Call[RolloutCommand], *, held: bool) -> None:
-        name = self._enrolled(call).name
+        name = self._changeable(call).name
         if self._view.rollouts.placement(name) is None:
             raise Conflict(f"no fleet selects {name}", hint="`edgewise node explain` says why")
-        actor = str(call.peer)
-        await self._view.rollouts.hold(name, held, actor=actor, reason=call.body.reason)
+        await self._view.rollouts.hold(name, held, actor=str(call.peer), reason=call.body.reason)
         action = "node.hold" if held else "node.release"
-        await self._view.journal.note(actor, action, name, call.body.reason)
+        await self._view.journal.note(call.peer, action, name, call.body.reason)
 
     async def quarantine(self, call: Call[RolloutCommand]) -> None:
         """POST /v1/nodes/{name}/quarantine."""
-        name = self._enrolled(call).name
+        name = self._changeable(call).name
         await self._enrolments.quarantine(name, call.body.reason or f"by {call.peer}")
         await self._changed(call, "node.quarantine", name)
 
     async def forget(self, call: Call[None]) -> None:
         """DELETE /v1/nodes/{name}."""
-        name = self._enrolled(call, any_role=True).name
+        name = self._changeable(call, any_role=True).name
         await self._enrolments.forget(name)
         await self._view.rollouts.forget(name)
         await self._changed(call, "node.forget", name)
@@ -280,10 +303,22 @@ class FleetRoutes:
         await self._membership(name)
 
     def _enrolled(self, call: Call[Any], *, any_role: bool = False) -> Enrolled:
+        """The node that the path names; one that the caller may not see is not there."""
         name = call.path["name"]
         enrolled = self._view.roster.get(name)
         if enrolled is None or (enrolled.role != "node" and not any_role):
-            raise NotFound(f"there is no node {name[:100]!r}", hint="`edgewise node ls` lists them")
+            raise _no_node(name)
+        if not self._sight.sees(call.peer, name):
+            raise _no_node(name)
+        return enrolled
+
+    def _changeable(self, call: Call[Any], *, any_role: bool = False) -> Enrolled:
+        """``_enrolled``, and the caller is an operator of it. A relay has no labels: it takes
+        the role over everything."""
+        enrolled = self._enrolled(call, any_role=any_role)
+        if not self._sight.sees(call.peer, enrolled.name, "operator"):
+            why = f"node {enrolled.name} is not among the nodes that this covers"
+            raise missing("operator", call.peer, why)
         return enrolled
 
     def _summary(self, enrolled: Enrolled) -> NodeSummary:
@@ -291,8 +326,7 @@ class FleetRoutes:
         seen = view.rollouts.last_seen(name)
         said = (seen.observation if seen else None) or Observation()
         placement = view.rollouts.placement(name)
-        record = view.records.get(name)
-        labels: Mapping[str, str] = record[0].labels if record else enrolled.labels
+        labels = self._sight.labels(enrolled)
         target = said.running
         online = self._recent(seen.heard if seen else None)
         sync: SyncState = "Unknown"
@@ -343,6 +377,18 @@ def _identity(enrolled: Enrolled, known: Attestation) -> NodeIdentity:
     )
 
 
+def _no_node(name: str) -> NotFound:
+    return NotFound(f"there is no node {name[:100]!r}", hint="`edgewise node ls` lists them")
+
+
+def _outline(source: SourceStatus) -> SourceStatus:
+    """For somebody who does not see the whole repo: nothing that it says."""
+    conditions = tuple(
+        msgspec.structs.replace(condition, message="") for condition in source.conditions
+    )
+    return SourceStatus(source.revision, source.compiled, conditions)
+
+
 def receipt_line(receipt: Receipt) -> ReceiptLine:
     """A receipt as it is shown."""
     return ReceiptLine(
@@ -368,9 +414,18 @@ def _get(
     *,
     missing: bool = False,
 ) -> Route:
-    errors = (NotFound,) if missing else ()
     return Route(
-        "GET", path, summary, answer, OPERATORS, None, response, query=query, errors=errors
+        "GET",
+        path,
+        summary,
+        answer,
+        PEOPLE,
+        None,
+        response,
+        query=query,
+        errors=(NotFound,) if missing else (),
+        needs="viewer",
+        reach="nodes",
     )
 
 
@@ -380,8 +435,10 @@ def _act(path: str, summary: str, answer: Any) -> Route:
         path,
         summary,
         answer,
-        OPERATORS,
+        PEOPLE,
         RolloutCommand,
         errors=(NotFound, Conflict),
         status=204,
+        needs="operator",
+        reach="nodes",
     )

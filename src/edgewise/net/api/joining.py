@@ -10,7 +10,7 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.api.attesting import Attestor
 from edgewise.net.api.journal import Journal
 from edgewise.net.proving import proof_routes
-from edgewise.net.routes import ANYONE, OPERATORS, Call, Paging, Peer, Route, page
+from edgewise.net.routes import ANYONE, PEOPLE, Call, Paging, Peer, Route, page
 from edgewise.protocol import limits
 from edgewise.protocol.api import Page, TokenCreated, TokenLine, TokenRequest
 from edgewise.protocol.attest import (
@@ -76,27 +76,30 @@ class JoinRoutes:
                 "/v1/tokens",
                 "Join tokens, without their secrets",
                 self.tokens,
-                OPERATORS,
+                PEOPLE,
                 response=Page[TokenLine],
                 query=Paging,
+                needs="operator",
             ),
             Route(
                 "POST",
                 "/v1/tokens",
                 "Make a join token; its secret is shown this once",
                 self.create,
-                OPERATORS,
+                PEOPLE,
                 TokenRequest,
                 TokenCreated,
+                needs="operator",
             ),
             Route(
                 "DELETE",
                 "/v1/tokens/{identifier}",
                 "Revoke a token",
                 self.revoke,
-                OPERATORS,
+                PEOPLE,
                 errors=(NotFound,),
                 status=204,
+                needs="operator",
             ),
             _machine(
                 "/v1/join",
@@ -118,6 +121,7 @@ class JoinRoutes:
                 ANYONE,
                 response=RejoinChallenge,
                 errors=(TryLater,),
+                changes=False,
             ),
             _machine("/v1/rejoin", "A certificate for a signed nonce", self.rejoin, RejoinRequest),
             Route(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
 
 from edgewise.net.api.ports import AuditStore
-from edgewise.net.routes import OPERATORS, Call, Peer, Route
+from edgewise.net.routes import PEOPLE, Call, Peer, Route
 from edgewise.protocol.api import AuditLine, Page
-from edgewise.protocol.audit import next_line
+from edgewise.protocol.audit import Said, next_line
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Level, Log
 
 REPEAT_AFTER: Final = timedelta(hours=1)
 """The same refusal or suspicion of the same peer is one line in this time."""
 REMEMBERED: Final = 10_000
+UNWANTED: Final = 200
+"""Lines an hour about calls of one peer that were refused or failed, and about all logins that
+failed: whoever makes calls up must not fill the disk."""
 
 
 class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +39,15 @@ class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("after is a sequence, not negative")
 
 
+@dataclass(slots=True)
+class _Supply:
+    """Lines about unwanted calls, within an hour."""
+
+    since: float
+    used: int = 0
+    left_out: int = 0
+
+
 class Journal:
     """Open with ``Journal.open``."""
 
@@ -43,6 +56,7 @@ class Journal:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._said: dict[tuple[str, str], float] = {}
+        self._supplies: dict[str, _Supply] = {}
         self.last = last
         """The newest line: its sequence is the count, its hash the head of the chain."""
 
@@ -51,14 +65,15 @@ class Journal:
         """Go on after the newest line."""
         return cls(store, clock, await store.last_audit())
 
-    async def note(self, actor: Peer | str, action: str, subject: str, detail: str = "") -> None:
+    async def note(self, actor: Peer | Said, action: str, subject: str, detail: str = "") -> None:
         """Write one line; returns when it is on disk."""
+        said = (str(actor), actor.address) if isinstance(actor, Peer) else actor
         async with self._lock:
-            line = next_line(self.last, self._clock.now(), str(actor), action, subject, detail)
+            line = next_line(self.last, self._clock.now(), said, action, subject, detail)
             await self._store.append_audit(line)
             self.last = line
 
-    async def note_once(self, actor: Peer | str, action: str, subject: str, detail: str) -> None:
+    async def note_once(self, actor: Peer | Said, action: str, subject: str, detail: str) -> None:
         """``note``, unless the same was said within the last hour: a peer that is refused
         every minute must not fill the disk."""
         key = (str(actor), f"{action} {subject}")
@@ -71,9 +86,36 @@ class Journal:
         await self.note(actor, action, subject, detail)
 
     async def refused(self, peer: Peer, call: str, why: str) -> None:
-        """For ``Server.on_refused``: strangers are not audited, they could fill the disk."""
+        """For ``Server.on_refused``: calls of strangers are not audited."""
         if peer.id is not None:
-            await self.note_once(peer, "refused", call, why)
+            await self._bounded(str(peer), peer, ("refused", call, why))
+
+    async def failed(self, peer: Peer, call: str, why: str) -> None:
+        """For ``Server.on_failed``."""
+        await self._bounded(str(peer), peer, ("failed", call, why))
+
+    async def note_stranger(self, peer: Peer, action: str, subject: str, detail: str) -> None:
+        """What somebody tried who has proved nothing: all strangers share one supply of lines."""
+        await self._bounded("strangers", peer, (action, subject, detail))
+
+    async def _bounded(self, whose: str, peer: Peer, line: tuple[str, str, str]) -> None:
+        """``note_once``, at most ``UNWANTED`` an hour; the next hour's first line says how many
+        were left out."""
+        now = self._clock.monotonic()
+        supply = self._supplies.get(whose)
+        if supply is None or now - supply.since >= REPEAT_AFTER.total_seconds():
+            left_out = supply.left_out if supply else 0
+            if len(self._supplies) >= REMEMBERED:
+                self._supplies.clear()
+            supply = self._supplies[whose] = _Supply(now)
+            if left_out:
+                await self.note("hub", "audit.left-out", whose, f"{left_out} lines")
+        if supply.used >= UNWANTED:
+            supply.left_out += 1
+            return
+        supply.used += 1
+        action, subject, detail = line
+        await self.note_once(peer, action, subject, detail)
 
     def routes(self) -> list[Route]:
         """GET /v1/audit."""
@@ -83,10 +125,11 @@ class Journal:
                 "/v1/audit",
                 "The audit log, oldest line first",
                 self._list,
-                OPERATORS,
+                PEOPLE,
                 response=Page[AuditLine],
                 query=AuditQuery,
-                description="Verify it with `edgewise audit --verify`: each line carries the "
+                needs="viewer",
+                description="Verify it with `edgewise audit verify`: each line carries the "
                 "hash of the one before.",
             )
         ]

@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any, Final
 
 from edgewise.model.errors import Conflict, NotFound
+from edgewise.model.roles import Role
 from edgewise.net.api.journal import Journal
 from edgewise.net.api.ports import Source
-from edgewise.net.routes import OPERATORS, Call, Events, Paging, Route
+from edgewise.net.api.sight import Sight
+from edgewise.net.routes import PEOPLE, Call, Events, Paging, Peer, Route, missing
 from edgewise.protocol.api import (
     Page,
     RolloutCommand,
@@ -26,6 +28,10 @@ VERBS: Final = {
     "resume": "Go on after a pause",
     "abort": "Take the nodes back to the release before",
     "retry": "Start a failed rollout again, from the first stage",
+}
+NEEDS: Final[dict[str, Role]] = {
+    **dict.fromkeys(("pause", "resume", "abort", "retry"), "operator"),
+    "approve": "approver",
 }
 ENDED: Final[frozenset[RolloutState]] = frozenset(
     {"Succeeded", "RolledBack", "Failed", "Cancelled", "Superseded"}
@@ -44,8 +50,11 @@ class RolloutsQuery(Paging, frozen=True, forbid_unknown_fields=True):
 class RolloutRoutes:
     """Everything below /v1/rollouts."""
 
-    def __init__(self, rollouts: Rollouts, source: Source, journal: Journal, clock: Clock) -> None:
+    def __init__(
+        self, rollouts: Rollouts, source: Source, sight: Sight, journal: Journal, clock: Clock
+    ) -> None:
         self._rollouts = rollouts
+        self._sight = sight
         self._source = source
         self._journal = journal
         self._clock = clock
@@ -59,28 +68,34 @@ class RolloutRoutes:
                 "/v1/rollouts",
                 "Rollouts, newest first",
                 self.ls,
-                OPERATORS,
+                PEOPLE,
                 response=Page[RolloutSummary],
                 query=RolloutsQuery,
+                needs="viewer",
+                reach="nodes",
             ),
             Route(
                 "GET",
                 one,
                 "One rollout with its stages",
                 self.show,
-                OPERATORS,
+                PEOPLE,
                 response=RolloutDetail,
                 errors=(NotFound,),
+                needs="viewer",
+                reach="nodes",
             ),
             Route(
                 "GET",
                 f"{one}/watch",
                 "The rollout as it goes, as server-sent events",
                 self.watch,
-                OPERATORS,
+                PEOPLE,
                 response=RolloutDetail,
                 errors=(NotFound,),
                 content_type="text/event-stream",
+                needs="viewer",
+                reach="nodes",
                 description="Each event's data is a RolloutDetail; the stream ends with the "
                 "rollout. Comment lines keep a quiet connection open.",
             ),
@@ -96,31 +111,54 @@ class RolloutRoutes:
             f"/v1/rollouts/{{id}}/{verb}",
             summary,
             command,
-            OPERATORS,
+            PEOPLE,
             RolloutCommand,
             errors=(NotFound, Conflict),
             status=204,
+            needs=NEEDS[verb],
+            reach="nodes",
         )
 
     async def ls(self, call: Call[None]) -> Page[RolloutSummary]:
         """GET /v1/rollouts."""
         query: RolloutsQuery = call.query
-        found = await self._rollouts.rollouts(query.fleet, limit=query.limit + 1, after=query.after)
-        items = found[: query.limit]
-        return Page(items, items[-1].id if len(found) > query.limit else None)
+        items: list[RolloutSummary] = []
+        after = query.after
+        while len(items) <= query.limit:
+            found = await self._rollouts.rollouts(query.fleet, limit=query.limit + 1, after=after)
+            for one in found:
+                if self._sight.part(call.peer, one.fleet):
+                    limits = self._sight.limits(call.peer, one.fleet)
+                    items.append(
+                        one
+                        if limits is None
+                        else (await self._rollouts.detail(one.id, limits)).summary
+                    )
+            if len(found) <= query.limit:
+                break
+            after = found[-1].id
+        more = len(items) > query.limit
+        items = items[: query.limit]
+        return Page(tuple(items), items[-1].id if more else None)
 
     async def show(self, call: Call[None]) -> RolloutDetail:
         """GET /v1/rollouts/{id}."""
-        return await self._rollouts.detail(call.path["id"])
+        return await self._detail(call.path["id"], call.peer)
 
     async def watch(self, call: Call[None]) -> Events:
         """GET /v1/rollouts/{id}/watch."""
         identifier = call.path["id"]
-        first = await self._rollouts.detail(identifier)
-        return Events(self._details(identifier, first))
+        first = await self._detail(identifier, call.peer)
+        return Events(self._details(identifier, first, call.peer))
+
+    async def _detail(self, identifier: str, peer: Peer) -> RolloutDetail:
+        fleet = await self._rollouts.fleet_of(identifier)
+        if not self._sight.part(peer, fleet):
+            raise NotFound(f"there is no rollout {identifier!r}", hint="`edgewise rollout ls`")
+        return await self._rollouts.detail(identifier, self._sight.limits(peer, fleet))
 
     async def _details(
-        self, identifier: str, detail: RolloutDetail
+        self, identifier: str, detail: RolloutDetail, peer: Peer
     ) -> AsyncIterator[RolloutDetail]:
         version = -1
         shown: Any = None
@@ -132,13 +170,17 @@ class RolloutRoutes:
                 return
             version = await self._rollouts.changed(identifier, version)
             await self._clock.sleep(WATCH_PACE)
-            detail = await self._rollouts.detail(identifier)
+            detail = await self._detail(identifier, peer)
 
     async def command(self, call: Call[RolloutCommand], verb: str) -> None:
         """POST /v1/rollouts/{id}/{verb}."""
         identifier, reason, actor = call.path["id"], call.body.reason, str(call.peer)
         if verb == "approve" and any(h.id == identifier for h in self._rollouts.held()):
+            if not call.rights.everywhere("approver"):
+                raise missing("approver", call.peer, "a held commit concerns every fleet")
             await self._source.approve(identifier, actor=actor, reason=reason)
         else:
+            fleet = (await self._detail(identifier, call.peer)).summary.fleet
+            self._sight.must_move(call.peer, fleet, NEEDS[verb])
             await self._rollouts.command(identifier, verb, actor=actor, reason=reason)
-        await self._journal.note(actor, f"rollout.{verb}", identifier, reason)
+        await self._journal.note(call.peer, f"rollout.{verb}", identifier, reason)

@@ -14,7 +14,7 @@ from edgewise.model.names import Digest
 from edgewise.net.api.journal import Journal
 from edgewise.net.routes import (
     MEMBERS,
-    OPERATORS,
+    PEOPLE,
     Bytes,
     Call,
     FileAnswer,
@@ -61,65 +61,79 @@ class SupplyRoutes:
 
     def routes(self) -> list[Route]:
         """All routes of this group."""
+        return [*self._build_routes(), *self._object_routes()]
+
+    def _build_routes(self) -> list[Route]:
         return [
             Route(
                 "GET",
                 "/v1/artifacts",
                 "Published artifact versions",
                 self.artifacts,
-                OPERATORS,
+                PEOPLE,
                 response=Page[ArtifactLine],
                 query=Paging,
+                needs="viewer",
             ),
             Route(
                 "GET",
                 "/v1/builds",
                 "What a builder signs the successor of",
                 self.builds,
-                OPERATORS,
+                PEOPLE,
                 response=Builds,
+                needs="viewer",
             ),
             Route(
                 "POST",
                 "/v1/builds",
                 "Publish what a builder signed",
                 self.upload,
-                OPERATORS,
+                PEOPLE,
                 BuildsUpload,
                 errors=(Conflict, Untrusted),
                 at_most=BUILDS_BODY,
                 status=204,
+                needs="operator",
             ),
+        ]
+
+    def _object_routes(self) -> list[Route]:
+        return [
             Route(
                 "POST",
                 "/v1/objects/missing",
                 "Which of these objects the hub lacks",
                 self.missing,
-                OPERATORS,
+                PEOPLE,
                 MissingObjects,
                 MissingObjects,
                 at_most=8 << 20,
+                needs="operator",
+                changes=False,
             ),
             Route(
                 "PUT",
                 "/v1/objects/{sha256}",
                 "Upload one object, uncompressed",
                 self.put,
-                OPERATORS,
+                PEOPLE,
                 errors=(Untrusted,),
                 at_most=limits.OBJECT,
                 streams=True,
                 accepts="application/octet-stream",
                 status=204,
+                needs="operator",
             ),
             Route(
                 "GET",
                 "/v1/releases/{sha256}",
                 "A release document",
                 self.release,
-                OPERATORS,
+                PEOPLE,
                 response=Release,
                 errors=(NotFound,),
+                needs="viewer",
             ),
             Route(
                 "GET",
@@ -130,6 +144,7 @@ class SupplyRoutes:
                 response=bytes,
                 errors=(NotFound,),
                 content_type="application/octet-stream",
+                needs="viewer",
                 description="Static files: Range and ETag work, and everything but "
                 "tuf/timestamp.json is immutable.",
             ),
