@@ -51,6 +51,9 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     webhook_secret: Annotated[
         Path | None, typer.Option(help="File with the webhooks' secret; none: webhooks are off.")
     ] = None,
+    oidc: Annotated[
+        Path | None, typer.Option(help="File with the OpenID provider (docs/people.md).")
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
     node_life: Annotated[
         str, typer.Option(help="How long nodes' certificates are good: 1m to 90d.")
@@ -84,6 +87,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         builder_keys=tuple(builder_key or ()),
         hold=duration("--hold", hold),
         webhook_secret=webhook_secret,
+        oidc=oidc,
         log_json=log_json,
         node_life=checked_life("--node-life", duration("--node-life", node_life)),
         root_key=root_key,

@@ -179,6 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trust", choices=("hub", "builder"))
     parser.add_argument("--builder-key", action="append", default=[], type=Path)
     parser.add_argument("--webhook-secret", type=Path)
+    parser.add_argument("--oidc", type=Path)
     parser.add_argument("--hold", default="60s")
     parser.add_argument("--log-json", action="store_true")
     parser.add_argument("--node-life", default="45d")
@@ -198,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
             builder_keys=tuple(given.builder_key),
             hold=duration("--hold", given.hold),
             webhook_secret=given.webhook_secret,
+            oidc=given.oidc,
             log_json=given.log_json,
             node_life=checked_life("--node-life", duration("--node-life", given.node_life)),
             root_key=given.root_key,

@@ -108,6 +108,8 @@ class HubSettings:
     """How long polls are held: the heartbeat of nodes that have nothing to say."""
     webhook_secret: Path | None = None
     """File with the secret of webhooks; none: webhooks are off."""
+    oidc: Path | None = None
+    """File that names the OpenID provider; none: people log in with passwords."""
     log_json: bool = False
     node_life: timedelta = timedelta(days=45)
     """How long nodes' certificates are good; a relay has the same setting."""
@@ -280,7 +282,9 @@ async def assemble(
         publisher, stores.objects, settings.data / "content", journal, source.look_again
     )
     supply.guard = lambda peer: guard(side, peer)
-    people = open_people(stores.people, authority, journal, clock, lambda: source.recipient, None)
+    people = open_people(
+        settings.oidc, stores.people, authority, journal, (clock, chance), lambda: source.recipient
+    )
     groups = Groups(
         nodes,
         relays,

@@ -16,10 +16,12 @@ from edgewise.model.roles import Role
 from edgewise.net.api.journal import Journal
 from edgewise.net.gate import PeopleGate
 from edgewise.net.git_http import GitHttp, Pushed, Pusher
-from edgewise.net.logins import LoginDesk, Logins, Provider
+from edgewise.net.logins import LoginDesk, Logins
+from edgewise.net.oidc import read_settings
 from edgewise.net.register import PeopleRegister
 from edgewise.net.routes import Peer, missing
 from edgewise.net.server import Mount
+from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
 
 
@@ -33,14 +35,16 @@ class HubPeople:
 
 
 def open_people(
+    oidc: Path | None,
     register: PeopleRegister,
     authority: Authority,
     journal: Journal,
-    clock: Clock,
+    outside: tuple[Clock, Chance],
     age_recipient: Callable[[], str],
-    provider: Provider | None,
 ) -> HubPeople:
-    """Put them together."""
+    """Put them together. Raises BadUsage for an OIDC file that does not fit."""
+    clock, chance = outside
+    provider = read_settings(oidc, clock, chance) if oidc is not None else None
     desk = LoginDesk(
         authority.organisation,
         register,
