@@ -19,7 +19,9 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
 from edgewise.net.client import Client, Endpoint
+from edgewise.net.gate import PeopleGate
 from edgewise.net.joining import by_identity, by_token
+from edgewise.net.register import PeopleRegister
 from edgewise.net.routes import ANYONE, Call, Route
 from edgewise.net.server import Listen, Server
 from edgewise.net.tls import CredentialFiles, client_context, server_context
@@ -30,6 +32,7 @@ from edgewise.runtime.clock import SystemClock
 from edgewise.testing.enrolments import MemoryEnrolments
 from edgewise.testing.hub import MemoryHub
 from edgewise.testing.log import ListLog
+from edgewise.testing.people import MemoryPeople
 
 LOOPBACK = Hosts.of(["127.0.0.1"])
 CLOCK = SystemClock()
@@ -69,7 +72,9 @@ async def start_hub(directory: Path) -> Hub:
     enroller = Enroller(register, authority, place, CLOCK, SystemChance(), ListLog())
     journal = await Journal.open(MemoryHub(), CLOCK)
     routes = JoinRoutes(enroller, nothing, journal).routes()
-    server = Server(routes, CLOCK, SystemChance(), ListLog())
+    people = await PeopleRegister.open(MemoryPeople(), CLOCK, SystemChance())
+    gate = PeopleGate(people, Organisation("acme"), CLOCK)
+    server = Server(routes, CLOCK, SystemChance(), ListLog(), gate=gate)
     await server.start(Listen(tls=server_context(credentials)))
     urls.append(f"https://127.0.0.1:{server.port}")
     enroller.place = HubPlace(Organisation("acme"), tuple(urls), authority.root_sha256, bytes)
@@ -225,8 +230,8 @@ async def test_a_stolen_relay_cannot_make_an_operator_of_its_own_region(hub: Hub
     roots = relay.credentials.root_certificates()
     stolen = RegionalAuthority.open(relay.directory, roots, "eu", CLOCK)
     for identity, works in (
-        ("spiffe://hub.acme/user/anna", True),
-        ("spiffe://eu.acme/user/anna", False),
+        ("spiffe://hub.acme/user/admin", True),
+        ("spiffe://eu.acme/user/admin", False),
         ("spiffe://eu.acme/hub", False),
     ):
         key = make_key()

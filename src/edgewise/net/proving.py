@@ -29,7 +29,7 @@ def proof_routes(
             ANYONE,
             JoinChallengeRequest,
             JoinChallenge,
-            errors=(Untrusted, TryLater),
+            errors=(Forbidden, Untrusted, TryLater),
             at_most=limits.RECORD,
             changes=False,
         ),

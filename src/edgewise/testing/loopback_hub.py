@@ -18,7 +18,7 @@ from edgewise.identity.names import Organisation
 from edgewise.identity.people import EVERYTHING, Grant, Rights
 from edgewise.identity.ports import Enrolled, Issued
 from edgewise.identity.workloads import Desk
-from edgewise.model.errors import Forbidden, NotFound, Untrusted
+from edgewise.model.errors import Conflict, Forbidden, NotFound, Untrusted
 from edgewise.model.labels import parse_selector
 from edgewise.model.names import SpiffeId
 from edgewise.net.api.authority import AuthorityRoutes, Rotator
@@ -45,8 +45,10 @@ from edgewise.net.routes import Peer
 from edgewise.net.server import Listen, Request, Server
 from edgewise.net.waiters import Waiters
 from edgewise.protocol.api import (
+    CaStatus,
     Plan,
     PlanRequest,
+    RotateRoot,
     SourceStatus,
     TokenCreated,
     TokenLine,
@@ -187,6 +189,16 @@ class FewJoins:
         return Roots(())
 
 
+class OneRoot:
+    """A root that nobody replaces."""
+
+    async def status(self) -> CaStatus:
+        return CaStatus("acme", "Stable", (), 1, 0, 0, (), "prepare", 0)
+
+    async def step(self, request: RotateRoot) -> CaStatus:
+        raise Conflict("this hub keeps its root", hint="ask a real one")
+
+
 class People:
     """Who has joined: a roster and the part of the enrolments that the API uses."""
 
@@ -241,7 +253,7 @@ class LoopbackHub:
         self.journal: Journal
         self.nodes: NodeSync
         self.bundles: Bundles | None = None
-        self.rotator: Rotator | None = None
+        self.rotator: Rotator = OneRoot()
         self.waiters: tuple[Waiters, Waiters]
 
     @classmethod
@@ -324,8 +336,11 @@ class LoopbackHub:
             PeopleRoutes(self.logins, self.register),
             self.journal,
             WorkloadRoutes(side, self._desk(), self.clock),
-            TrustRoutes(self.bundles or nothing, self.publisher.trust_metadata),
-            AuthorityRoutes(self.rotator or nothing, self.journal),
+            TrustRoutes(
+                self.bundles or Bundles(MemoryHub(), self._sign, nothing, self.clock),
+                self.publisher.trust_metadata,
+            ),
+            AuthorityRoutes(self.rotator, self.journal),
         )
 
     async def _membership(self, name: str) -> None:
