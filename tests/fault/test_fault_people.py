@@ -66,6 +66,29 @@ async def test_a_person_logs_in_with_a_password_works_and_logs_out(acme: PeopleH
     assert {line["address"] for line in log if line["action"] == "login"} == {"127.0.0.1"}
 
 
+async def test_a_command_renews_a_certificate_that_is_half_used_up(acme: PeopleHub) -> None:
+    await acme.add("anna")
+    await acme.login("anna")
+    file, svid = acme.folder / "anna" / "context.json", acme.folder / "anna" / "svid.pem"
+    first = svid.read_bytes()
+    assert (await acme.cli("anna", "whoami")).code == 0
+    assert svid.read_bytes() == first, "not yet"
+    told = msgspec.json.decode(file.read_bytes(), type=OperatorContext)
+    assert told.issued is not None
+    old = msgspec.structs.replace(told, issued=told.issued - CERTIFICATE * 2)
+    file.write_bytes(msgspec.json.encode(old))
+    assert (await acme.cli("anna", "whoami")).code == 0
+    assert svid.read_bytes() != first
+    renewed = msgspec.json.decode(file.read_bytes(), type=OperatorContext)
+    assert renewed.issued is not None
+    assert renewed.issued >= told.issued
+    over = msgspec.structs.replace(renewed, expires=told.issued)
+    file.write_bytes(msgspec.json.encode(over))
+    refused = await acme.cli("anna", "whoami")
+    assert refused.code == 4
+    assert f"edgewise login --hub {acme.hub.url}" in refused.err
+
+
 async def test_a_login_that_was_copied_is_worth_nothing_after_logout(acme: PeopleHub) -> None:
     await acme.add("anna")
     await acme.login("anna")
