@@ -160,8 +160,8 @@ class FleetRoutes:
             last.sequence if last else 0,
             last.hash if last else "",
             view.federations(),
-            sum(1 for e in everybody if e.quarantined),
-            sum(1 for e in everybody if e.ak and view.attested(e.name).failing_since),
+            sum(1 for e in mine if e.quarantined),
+            sum(1 for e in mine if e.ak and view.attested(e.name).failing_since),
         )
 
     def _fleets(self, call: Call[Any]) -> list[FleetStatus]:
