@@ -278,9 +278,8 @@ async def assemble(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock, attestor.of, mine.federation.status,
     )  # fmt: skip
-    supply = SupplyRoutes(
-        publisher, stores.objects, settings.data / "content", journal, source.look_again
-    )
+    content = settings.data / "content"
+    supply = SupplyRoutes(publisher, stores.objects, content, journal, source.look_again)
     supply.guard = lambda peer: guard(side, peer)
     people = open_people(
         settings.oidc, stores.people, authority, journal, (clock, chance), lambda: source.recipient
