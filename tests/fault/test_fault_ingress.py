@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import create_server
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from edgewise.protocol.installed import Installed, InstalledApp
 from edgewise.roles import agent_ingress
 from edgewise.roles.agent_ingress import NodeIngress
 from edgewise.runtime.credentials import pem_of
+from edgewise.testing.clock import ManualClock
 from edgewise.testing.egress import MemorySvids, TestAuthority, bundles_of
 from edgewise.testing.log import ListLog
 
@@ -72,6 +74,8 @@ class Shop:
     log: ListLog
     port: int
     to: int
+    clock: ManualClock
+    state: Path
     servers: list[asyncio.Server] = field(default_factory=list)
 
     async def app(self, talk: Serve = answering) -> None:
@@ -139,11 +143,13 @@ async def turned_away(here: Shop, caller: LocalSvid) -> bool:
 
 @asynccontextmanager
 async def shop() -> AsyncIterator[Shop]:
-    authority, log = TestAuthority(), ListLog()
+    authority, log, clock = TestAuthority(), ListLog(), ManualClock()
     svids = MemorySvids({"stock": authority.svid(STOCK)}, bundles_of(authority))
-    made = NodeIngress(svids, lambda: "eu.acme", log)
+    state = TemporaryDirectory()
+    made = NodeIngress(Path(state.name), svids, lambda: "eu.acme", clock, log)
     running = asyncio.create_task(made.run())
-    found = Shop(made, svids, authority, log, free_port(), free_port())
+    ports = free_port(), free_port()
+    found = Shop(made, svids, authority, log, *ports, clock, Path(state.name))
     try:
         yield found
     finally:
@@ -151,6 +157,7 @@ async def shop() -> AsyncIterator[Shop]:
         await asyncio.wait([running])
         for server in found.servers:
             server.close()
+        state.cleanup()
 
 
 def problem(answer: bytes) -> Any:
@@ -180,6 +187,24 @@ async def test_a_caller_that_is_not_named_is_told_why_and_counted() -> None:
         assert "spiffe://eu.acme/app/shops/kiosk may not call stock" in said["detail"]
         assert here.ingress.counts() == {("stock", "caller"): 1}
         await here.until(lambda: any(what == "ingress refused" for what, _ in here.log.lines))
+
+
+async def test_the_node_itself_tells_who_came_and_who_did_not() -> None:
+    async with shop() as here:
+        await here.app()
+        here.release(TILL)
+        await here.opened()
+        await here.call(here.authority.svid(TILL))
+        await here.call(here.authority.svid("spiffe://eu.acme/app/shops/other"))
+        await here.clock.run_for(agent_ingress.KEEP)
+        kept = agent_ingress.read_state(here.state)
+        assert kept is not None
+        assert [(p.app, p.port, p.allow, p.problem) for p in kept.ports] == [
+            ("stock", here.port, (TILL,), "")
+        ]
+        assert [(c.reason, c.connections) for c in kept.counts] == [("", 1), ("caller", 1)]
+        here.ingress.follow(None)
+        await here.until(lambda: agent_ingress.read_state(here.state) is None)
 
 
 async def test_a_caller_without_a_certificate_is_refused_with_the_reason() -> None:

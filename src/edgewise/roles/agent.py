@@ -39,6 +39,7 @@ from edgewise.protocol.installed import Installed
 from edgewise.protocol.join import Token
 from edgewise.protocol.tasks import JoinTask
 from edgewise.roles.agent_egress import NodeEgress
+from edgewise.roles.agent_ingress import NodeIngress
 from edgewise.roles.agent_workloads import NodeWorkloads, socket_of
 from edgewise.roles.node_certificate import CertificateKeeper, Upstream, happens, read_card
 from edgewise.rollout.node import phase_of, target_release
@@ -119,11 +120,13 @@ class _ForApps:
 
     workloads: NodeWorkloads
     egress: NodeEgress
+    ingress: NodeIngress
 
     def heard(self, installed: Installed | None) -> None:
-        """Identities first: the gateway asks for them."""
+        """Identities first: the gateway and the ingress ask for them."""
         self.workloads.heard(installed)
         self.egress.follow(installed)
+        self.ingress.follow(installed)
 
 
 class _Agent:
@@ -188,7 +191,10 @@ class _Agent:
             **egress.environment(app),
         }
         machine.keep_cgroups = lambda: egress.held
-        return _ForApps(workloads, egress)
+        ingress = NodeIngress(
+            state, workloads.svids, lambda: workloads.trust_domain, self._clock, self._log
+        )
+        return _ForApps(workloads, egress, ingress)
 
     def _body(
         self,
@@ -268,6 +274,7 @@ class _Agent:
             workloads.run(),
             self._watchdog(),
             for_apps.egress.run(),
+            for_apps.ingress.run(),
         ]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part) for part in parts]

@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from edgewise.identity import ingress as rules
 from edgewise.identity.workload_ports import LocalSvids
@@ -13,7 +18,13 @@ from edgewise.net.ingress import Door, Ingress, Place, Reason
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.content import IngressPort, ProcessApp, WorkloadRegistration
 from edgewise.protocol.installed import Installed
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.credentials import write_private
 from edgewise.runtime.log import Log
+
+FILE: Final = "ingress.json"
+KEEP: Final = timedelta(seconds=10)
+"""How often counts are written down, if they have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,43 @@ class Wanted:
     path: str
     """Of the app's SPIFFE ID."""
     port: IngressPort
+
+
+class IngressPlace(msgspec.Struct, frozen=True):
+    """One port of the node."""
+
+    app: str
+    address: str
+    port: int
+    to: int
+    allow: tuple[str, ...]
+    problem: str = ""
+    """Why it is closed; empty when it is open."""
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """Connections to one app with one outcome."""
+
+    app: str
+    reason: str
+    """Empty: let through."""
+    connections: int
+
+
+class IngressState(msgspec.Struct, frozen=True):
+    """``ingress.json`` in the state directory: what `edgewise agent ingress` shows."""
+
+    ports: tuple[IngressPlace, ...]
+    since: str
+    counts: tuple[Counted, ...] = ()
+
+
+def read_state(state: Path) -> IngressState | None:
+    """What the agent wrote down last; None when no app of the node is called."""
+    try:
+        return msgspec.json.decode((state / FILE).read_bytes(), type=IngressState)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def wanted_by(apps: tuple[ProcessApp, ...]) -> tuple[Wanted, ...]:
@@ -39,12 +87,23 @@ def wanted_by(apps: tuple[ProcessApp, ...]) -> tuple[Wanted, ...]:
 class NodeIngress:
     """``follow`` every release; ``run`` as a task."""
 
-    def __init__(self, svids: LocalSvids, trust_domain: Callable[[], str], log: Log) -> None:
+    def __init__(
+        self,
+        state: Path,
+        svids: LocalSvids,
+        trust_domain: Callable[[], str],
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._state = state
         self._svids = svids
         self._trust_domain = trust_domain
+        self._clock = clock
         self._log = log
+        self._since = clock.now().isoformat()
         self._wanted: tuple[Wanted, ...] = ()
         self._changed = asyncio.Event()
+        self._begun = asyncio.Event()
         self._said: dict[Place, str] = {}
         self._ingress: Ingress | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,14 +124,47 @@ class NodeIngress:
         """Until cancelled; then every port is closed."""
         self._loop = asyncio.get_running_loop()
         try:
-            while True:
-                self._changed.clear()
-                version = self._svids.version
-                await self._open_all()
-                await self._moved(version)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_open())
+                tasks.create_task(self._keep_counts())
         finally:
             if self._ingress is not None:
                 await self._ingress.close()
+
+    async def _keep_open(self) -> None:
+        while True:
+            self._changed.clear()
+            version = self._svids.version
+            await self._open_all()
+            await self._moved(version)
+
+    async def _keep_counts(self) -> None:
+        said: dict[tuple[str, str], int] = {}
+        await self._begun.wait()
+        while True:
+            await self._clock.sleep(KEEP)
+            if (counts := self.counts()) != said:
+                said = counts
+                self._write()
+
+    def _write(self) -> None:
+        if not self._wanted:
+            (self._state / FILE).unlink(missing_ok=True)
+            return
+        ports = tuple(
+            IngressPlace(
+                one.app,
+                one.port.address,
+                one.port.port,
+                one.port.to,
+                one.port.allow,
+                self._said.get((one.port.address, one.port.port), ""),
+            )
+            for one in self._wanted
+        )
+        counts = tuple(Counted(*key, number) for key, number in sorted(self.counts().items()))
+        state = IngressState(ports, self._since, counts)
+        write_private(self._state / FILE, msgspec.json.encode(state), mode=0o644)
 
     async def _moved(self, version: int) -> None:
         fresh = asyncio.ensure_future(self._svids.newer_than(version))
@@ -85,6 +177,7 @@ class NodeIngress:
 
     async def _open_all(self) -> None:
         if not self._wanted and self._ingress is None:
+            self._write()  # nothing: the agent before this one may have had ports
             return
         doors: dict[Place, Door] = {}
         problems: dict[Place, str] = {}
@@ -97,8 +190,10 @@ class NodeIngress:
         if self._ingress is None:
             self._ingress = Ingress(self._told)
             self._ingress.start()
+            self._begun.set()
         problems |= await self._ingress.set(doors)
         self._say(problems)
+        self._write()
 
     async def _door(self, wanted: Wanted, place: Place) -> Door:
         bundles: TrustBundles | None = self._svids.bundles()

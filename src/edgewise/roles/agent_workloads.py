@@ -107,6 +107,11 @@ class NodeWorkloads:
             return {ENVIRONMENT: f"unix://{self._socket}"}
         return {}
 
+    @property
+    def trust_domain(self) -> str:
+        """Of the node's own identity; empty before it has one."""
+        return self._domain
+
     def problem(self) -> str:
         """What a person should know; empty when there is nothing."""
         return self._trouble or self.svids.problem()
