@@ -7,6 +7,7 @@ import http.client
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -30,7 +32,16 @@ from edgewise.protocol.api import (
     TokenRequest,
     Trace,
 )
-from edgewise.roles.demo_fleet import DemoNode, demo_nodes, fleet_repo, program, region_name
+from edgewise.roles.agent_egress import read_state
+from edgewise.roles.demo_fleet import (
+    DemoNode,
+    DemoStock,
+    demo_nodes,
+    fleet_repo,
+    program,
+    region_name,
+    stock_program,
+)
 from edgewise.roles.laptop import Laptop, Link, laptop, resident_mb
 from edgewise.runtime.clock import SystemClock
 
@@ -72,8 +83,11 @@ class DemoSize:
     """How large the demo is, and the names of what is in it."""
 
     def __init__(self, nodes: int, relays: int) -> None:
-        self.nodes = demo_nodes(nodes, relays, _free_ports(nodes))
+        first = _free_ports(nodes + 2)
+        self.nodes = demo_nodes(nodes, relays, first + 2)
         self.regions = tuple(region_name(number) for number in range(relays))
+        keeper = self.nodes[0]
+        self.stock = DemoStock(keeper.name, keeper.region, first, first + 1)
 
     def of_region(self, region: str) -> tuple[DemoNode, ...]:
         """The nodes of one region."""
@@ -130,6 +144,8 @@ class Demo:
         await story.step("an artifact is built, signed and published", self.publish_good)
         await story.step("a good commit reaches the fleet in stages", self.push_good)
         await story.step("the program answers on every node", self.ask_every_node)
+        await story.step("an app calls another through two gateways", self.call_stock)
+        await story.step("calls without an identity are refused", self.call_as_nobody)
         await story.step("a bad commit stops at the canary and comes back", self.push_bad)
         await story.step("a region is cut off and the rest moves on", self.cut_region)
         await story.step("the region is back and catches up", self.mend_region)
@@ -196,7 +212,8 @@ class Demo:
         )  # fmt: skip
 
     async def publish_good(self) -> Figures:
-        """Version 1.0.0 for this machine's platform."""
+        """Version 1.0.0 for this machine's platform, and the app that others call."""
+        await self._build("stock", "1.0.0", stock_program())
         return await self._publish("1.0.0", healthy=True)
 
     async def push_good(self) -> Figures:
@@ -209,6 +226,35 @@ class Demo:
         if answers != {"hello 1.0.0"}:
             raise NeedsPerson(f"the apps answer {sorted(answers)}, not hello 1.0.0")
         return {"answers": len(self._size.nodes), "each says": "hello 1.0.0"}
+
+    async def call_stock(self) -> Figures:
+        """hello on a node of another region asks stock: plain HTTP at both ends, mutual TLS
+        with the apps' own identities between the gateways."""
+        stock = self._size.stock
+        caller = next(node for node in self._size.nodes if node.region != stock.region)
+        await self._until(
+            lambda: _hello(caller.port, "/stock") == "42 in stock", "an answer from stock"
+        )
+        return {
+            "caller": f"{caller.name}, spiffe://{caller.region}.demo/app/shops/hello",
+            "called": f"{stock.node}, {stock.spiffe_id}",
+            "answer": "42 in stock",
+        }
+
+    async def call_as_nobody(self) -> Figures:
+        """This process is no app of any node: neither gateway lets it through."""
+        stock, caller = self._size.stock, self._size.nodes[1]
+        status, reason = await asyncio.to_thread(_call_without_certificate, stock.port)
+        if (status, reason) != (401, "no-certificate"):
+            raise NeedsPerson(f"stock's ingress answered {status} {reason!r}, not 401")
+        state = self._fleet.directory / caller.name
+        gateway = read_state(state)
+        if gateway is None:
+            raise NeedsPerson(f"{caller.name} has no egress gateway", hint=f"look into {state}")
+        status, why = await asyncio.to_thread(_call_through, gateway.port, stock.port)
+        if status != 403:
+            raise NeedsPerson(f"the gateway of {caller.name} answered {status} {why!r}, not 403")
+        return {"at the ingress": f"401 {reason}", "at the egress gateway": f"403 {why}"}
 
     async def push_bad(self) -> Figures:
         """hello 1.1.0 never becomes healthy."""
@@ -293,26 +339,30 @@ class Demo:
         )
 
     async def _publish(self, version: str, *, healthy: bool) -> Figures:
-        tree = self._fleet.directory / f"hello-{version}"
-        for path, text in program(version, healthy=healthy).items():
+        return await self._build("hello", version, program(version, healthy=healthy))
+
+    async def _build(self, name: str, version: str, files: dict[str, str]) -> Figures:
+        tree = self._fleet.directory / f"{name}-{version}"
+        for path, text in files.items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
             file.chmod(0o755 if path.startswith("bin/") else 0o644)
         built = self._fleet.directory / "built"
         await self._edgewise(
-            "artifact", "build", str(tree), "--name", "hello", "--version", version,
+            "artifact", "build", str(tree), "--name", name, "--version", version,
             "--platform", "linux/amd64", "--platform", "linux/arm64", "--to", str(built),
         )  # fmt: skip
-        await self._edgewise("artifact", "publish", "hello", version, "--from", str(built))
+        await self._edgewise("artifact", "publish", name, version, "--from", str(built))
         size = sum(file.stat().st_size for file in tree.rglob("*") if file.is_file())
-        return {"artifact": f"hello {version}", "tree_mb": round(size / 1e6, 2)}
+        return {"artifact": f"{name} {version}", "tree_mb": round(size / 1e6, 2)}
 
     async def _commit(self, version: str, greeting: str, message: str) -> str:
         """Commit this version to the fleet repo and push it; returns the commit id."""
         if not self._repo.exists():
             await self._fleet.run("git", "init", "-q", "-b", "main", str(self._repo))
-        for path, text in fleet_repo(self._size.nodes, version, greeting).items():
+        texts = fleet_repo(self._size.nodes, self._size.stock, version, greeting)
+        for path, text in texts.items():
             file = self._repo / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
@@ -361,16 +411,42 @@ class Demo:
         await until(lambda: ask() or None, what=what, within=_WITHIN)
 
 
-def _hello(port: int) -> str:
+def _hello(port: int, path: str = "/") -> str:
     """What the app on this port answers; empty when it does not."""
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        line.request("GET", "/")
+        line.request("GET", path)
         return line.getresponse().read(100).decode().strip()
     except (OSError, http.client.HTTPException):
         return ""
     finally:
         line.close()
+
+
+def _call_without_certificate(port: int) -> tuple[int, str]:
+    """(status, reason) of a call to an ingress with TLS and no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # what is shown is who is refused, not who refuses
+    return _refusal(http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context), "/")
+
+
+def _call_through(gateway: int, port: int) -> tuple[int, str]:
+    """(status, reason) of a call through a node's gateway by a process that is no app."""
+    line = http.client.HTTPConnection("127.0.0.1", gateway, timeout=5)
+    return _refusal(line, f"http://127.0.0.1:{port}/")
+
+
+def _refusal(line: http.client.HTTPConnection, target: str) -> tuple[int, str]:
+    try:
+        line.request("GET", target)
+        answer = line.getresponse()
+        body = msgspec.json.decode(answer.read(64 << 10))
+    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+        return 0, str(error)
+    finally:
+        line.close()
+    return answer.status, str(body.get("reason", "") if isinstance(body, dict) else "")
 
 
 def _says(node: DemoNode, words: str) -> bool:

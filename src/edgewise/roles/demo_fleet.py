@@ -18,6 +18,23 @@ class DemoNode:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class DemoStock:
+    """The app that others call: on one node, behind its ingress."""
+
+    node: str
+    region: str
+    port: int
+    """Of the ingress."""
+    behind: int
+    """Of the app itself, on loopback."""
+
+    @property
+    def spiffe_id(self) -> str:
+        """Who it proves to be."""
+        return f"spiffe://{self.region}.demo/app/shops/stock"
+
+
 def demo_nodes(count: int, relays: int, first_port: int) -> tuple[DemoNode, ...]:
     """``count`` nodes spread over the regions; two canaries, a sixth of them early."""
     nodes = []
@@ -37,18 +54,24 @@ def region_name(number: int) -> str:
     return REGIONS[number] if number < len(REGIONS) else f"region-{number + 1}"
 
 
-def fleet_repo(nodes: tuple[DemoNode, ...], version: str, greeting: str) -> dict[str, str]:
+def fleet_repo(
+    nodes: tuple[DemoNode, ...], stock: DemoStock, version: str, greeting: str
+) -> dict[str, str]:
     """The fleet repo: path to text."""
     rows = "\n".join(
         f"    - {{name: {n.name}, labels: "
-        f'{{region: {n.region}, ring: {n.ring}, port: "{n.port}"}}}}'
+        f'{{region: {n.region}, ring: {n.ring}, port: "{n.port}"'
+        f"{', role: warehouse' if n.name == stock.node else ''}}}}}"
         for n in nodes
     )
+    places = {"port": stock.port, "behind": stock.behind, "spiffe_id": stock.spiffe_id}
     return {
         "edgewise.yaml": _WORKSPACE,
         "nodes/shops.yaml": _NODES.format(rows=rows),
         "fleets/shops.yaml": _FLEET,
-        "apps/hello.yaml": _APP.format(version=version),
+        "apps/hello.yaml": _APP.format(version=version, port=stock.port),
+        "apps/stock.yaml": _STOCK.format(**places),
+        "policies/egress.yaml": _EGRESS.format(**places),
         "configs/greeting.yaml": _CONFIG.format(greeting=greeting),
         "policies/careful.yaml": _POLICY,
     }
@@ -64,6 +87,11 @@ def program(version: str, *, healthy: bool) -> dict[str, str]:
         "bin/check": _CHECK,
         "share/catalogue.txt": "".join(f"{i:06d} {version} item\n" for i in range(20_000)),
     }
+
+
+def stock_program() -> dict[str, str]:
+    """The tree of the app that others call. Path to text."""
+    return {"bin/stock": _STOCK_PROGRAM}
 
 
 _WORKSPACE = """\
@@ -96,9 +124,11 @@ spec:
     - {key: ring, operator: In, values: [canary, early, stable]}
   apps:
   - {ref: {name: hello}}
+  - {ref: {name: stock}, selector: {matchLabels: {role: warehouse}}}
   configs:
   - {ref: {name: greeting}}
   rolloutPolicyRef: {name: careful}
+  egressPolicyRef: {name: out}
 """
 
 _APP = """\
@@ -110,8 +140,10 @@ spec:
   type: process
   artifact: {{ref: hello, version: {version}}}
   command: [bin/hello]
+  identity: {{}}
   env:
     PORT: "{{{{ node.labels.port }}}}"
+    STOCK: "http://127.0.0.1:{port}/"
   probes:
     startup:
       exec: {{command: [bin/check]}}
@@ -124,6 +156,37 @@ spec:
       timeoutSeconds: 3
       failureThreshold: 3
   healthPolicy: {{minReady: 1s}}
+"""
+
+_STOCK = """\
+apiVersion: edgewise.dev/v1
+kind: App
+metadata:
+  name: stock
+spec:
+  type: process
+  artifact: {{ref: stock, version: 1.0.0}}
+  command: [bin/stock]
+  env:
+    PORT: "{behind}"
+  identity: {{}}
+  ingress:
+  - {{port: {port}, to: {behind}, address: 127.0.0.1, allow: [/app/shops/hello]}}
+  healthPolicy: {{minReady: 1s}}
+"""
+
+_EGRESS = """\
+apiVersion: edgewise.dev/v1
+kind: EgressPolicy
+metadata:
+  name: out
+spec:
+  apps: [{{name: hello}}]
+  allow:
+  - host: 127.0.0.1
+    ports: [{port}]
+    spiffeIDs: ["{spiffe_id}"]
+    methods: [GET]
 """
 
 _CONFIG = """\
@@ -168,14 +231,28 @@ spec:
 _PROGRAM = """\
 #!/usr/bin/env python3
 \"\"\"A shop's till, as far as the demo needs one: an HTTP server that greets.\"\"\"
+import http.client
 import http.server
 import os
 
 
+def ask_stock():
+    \"\"\"Plain HTTP to the node's gateway, which makes it mTLS with our identity.\"\"\"
+    gateway = os.environ.get("HTTP_PROXY", "").removeprefix("http://")
+    if not gateway:
+        return 503, b"this node has no gateway\\n"
+    line = http.client.HTTPConnection(gateway, timeout=10)
+    line.request("GET", os.environ["STOCK"])
+    answer = line.getresponse()
+    return answer.status, answer.read()
+
+
 class Till(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = b"hello {version}\\n"
-        self.send_response({status})
+        status, body = {status}, b"hello {version}\\n"
+        if self.path == "/stock":
+            status, body = ask_stock()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -186,6 +263,28 @@ class Till(http.server.BaseHTTPRequestHandler):
 
 print("hello {version} serves on", os.environ["PORT"], flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Till).serve_forever()
+"""
+
+_STOCK_PROGRAM = """\
+#!/usr/bin/env python3
+\"\"\"The warehouse: plain HTTP on loopback, because its node's ingress does the TLS.\"\"\"
+import http.server
+import os
+
+
+class Stock(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"42 in stock\\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Stock).serve_forever()
 """
 
 _CHECK = """\
