@@ -1,4 +1,4 @@
-"""docs/faults.md names a test for every fault, and every test it names exists."""
+"""docs/faults.md and docs/security.md name tests, and every test they name exists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[2]
 FAULTS = (TOP / "docs" / "faults.md").read_text()
-NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", FAULTS)
+SECURITY = (TOP / "docs" / "security.md").read_text()
+NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", FAULTS + SECURITY)
 
 
 def test_every_test_that_the_fault_list_names_exists() -> None:
