@@ -153,6 +153,7 @@ class RelayRoutes:
                 SyncReply,
                 errors=(Forbidden, Untrusted),
                 at_most=limits.SYNC_REQUEST,
+                held=True,
             ),
             Route(
                 "GET",

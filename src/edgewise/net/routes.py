@@ -170,6 +170,9 @@ class Route:
     """Over what the role must be held."""
     tokens: bool = True
     """Whether an API token is proof enough."""
+    held: bool = False
+    """A poll of many that are held at once (net.poll_lines): POST, and the answer is Bytes or
+    None. Such a call has no headers, no stream and no raw body."""
     changes: bool | None = None
     """Whether it changes anything; None: as the method says. Such calls are audited."""
 

@@ -15,7 +15,7 @@ import logging
 import re
 import resource
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Protocol
@@ -35,6 +35,7 @@ from edgewise.model.errors import (
 )
 from edgewise.net import problems
 from edgewise.net.peers import peer_of
+from edgewise.net.poll_lines import BODY, ENDS, SLICE, Poll, PollLines
 from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, missing, query_of
 from edgewise.protocol.api import Problem
 from edgewise.runtime.chance import Chance
@@ -45,12 +46,12 @@ BACKLOG: Final = 4096
 """Connections the kernel keeps while we shake hands: a region that comes back at once."""
 KEEP_ALIVE: Final = timedelta(seconds=300)
 """Longer than any hold, so that a node's connection lives from poll to poll."""
+SWEEP: Final = timedelta(seconds=30)
+"""How late a connection that asks nothing is ended."""
+GRACE_S: Final = 2.0
+"""What a running call has when the server closes."""
 EVENT_HEARTBEAT: Final = timedelta(seconds=15)
 """A comment line keeps proxies from cutting a quiet event stream."""
-
-SLICE: Final = 2 << 10
-"""Bytes of a shared answer written at once. OpenSSL keeps a buffer of the largest write for
-as long as a connection lives: 10 KB for each of 10,000 nodes after one wake-up."""
 
 LARGE_BLOCK: Final = 128 << 10
 """Bytes from which on a block of memory is a mapping of its own: glibc's first value, kept."""
@@ -156,7 +157,10 @@ class Server:
         """Told of every call that the caller may not make, or that failed verification."""
         self.on_failed: Refused | None = None
         """Told of every other call that should have changed something and did not."""
-        self._runner: web.ServerRunner | None = None
+        self._http: web.Server | None = None
+        self._lines: PollLines | None = None
+        self._listening: asyncio.Server | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self.port = 0
 
@@ -171,37 +175,57 @@ class Server:
             keepalive_timeout=KEEP_ALIVE.total_seconds(),
             tcp_keepalive=True,
         )
-        self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=2.0)
-        await self._runner.setup()
-        site = web.TCPSite(
-            self._runner,
-            listen.host,
-            listen.port,
-            backlog=BACKLOG,
-            ssl_context=listen.tls,
-            reuse_address=True,
-        )
+        held = tuple(r.path for r in self.routes if r.held and r.at_most >= BODY)
+        lines = PollLines(held, self._answer_poll, server, self._clock)
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                lines.line,
+                listen.host,
+                listen.port,
+                backlog=BACKLOG,
+                ssl=listen.tls,
+                reuse_address=True,
+            )
         except OSError as error:
-            await self._runner.cleanup()
             raise BadUsage(
                 f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",
                 hint="choose another address with --listen HOST:PORT",
             ) from error
-        self.port = self._runner.addresses[0][1]
+        self._http, self._lines = server, lines
+        self._sweeping = asyncio.create_task(self._sweep(lines))
+        self.port = self._listening.sockets[0].getsockname()[1]
+
+    async def _sweep(self, lines: PollLines) -> None:
+        while True:
+            await self._clock.sleep(SWEEP)
+            lines.sweep(KEEP_ALIVE.total_seconds())
 
     async def close(self) -> None:
         """Stop listening, end event streams, give running calls two seconds."""
         self._stop.set()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._listening is None or self._lines is None or self._http is None:
+            return
+        self._listening.close()
+        await asyncio.sleep(0)  # what has come already begins to be handled
+        self._http.pre_shutdown()
+        await asyncio.gather(self._lines.close(GRACE_S), self._http.shutdown(GRACE_S))
 
     async def _respond(self, request: Any) -> web.StreamResponse:
+        """What the framework calls."""
+        answer = await self._supervised(request, self._answer)
+        return _response(answer) if isinstance(answer, Bytes) else answer
+
+    def _answer_poll(self, poll: Poll) -> Coroutine[Any, Any, Bytes | None]:
+        """What a line of ``net.poll_lines`` calls."""
+        return self._supervised(poll, self._hold)
+
+    async def _supervised(self, request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
         """The one supervising function: whatever goes wrong leaves as a problem document."""
         started = self._clock.monotonic()
         try:
-            response = await self._answer(request)
+            response = await answer(request)
         except EdgewiseError as error:
             response = _problem(problems.problem_of(error))
             await self._tell(request, error)
@@ -210,7 +234,7 @@ class Server:
         except ConnectionError:
             # The caller left while its answer was made (a held poll of a node that was
             # restarted): nobody reads this, and it is no error worth a traceback.
-            response = web.Response(status=499)
+            response = Bytes(b"", status=499)
         except (asyncio.CancelledError, HttpProcessingError):
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the connection
@@ -230,7 +254,7 @@ class Server:
             "debug",
             method=request.method,
             path=request.path,
-            status=response.status,
+            status=204 if response is None else response.status,
             ms=round((self._clock.monotonic() - started) * 1000, 1),
         )
         return response
@@ -259,19 +283,20 @@ class Server:
         authorise(route, peer)
         query = query_of(route.query, request.query)
         raw = b"" if route.streams else await _read(request, route.at_most)
-        body = None
-        if decoder is not None:
-            try:
-                body = decoder.decode(raw)
-            except (msgspec.DecodeError, RecursionError) as error:
-                raise BadUsage(
-                    f"the body of {route.method} {route.path} is malformed: {error}",
-                    hint="GET /v1/openapi.json describes it",
-                ) from error
+        body = _decoded(route, decoder, raw)
         call = Call(
             peer, body, path, query, request.headers, lambda: _stream(request, route.at_most), raw
         )
         return await self._reply(request, route, await route.answer(call))
+
+    def _hold(self, poll: Poll) -> Awaitable[Any]:
+        """A poll's answer to come. No coroutine: each costs a held poll 400 bytes."""
+        route, decoder = self._exact[poll.method, poll.path]
+        poll.peer = peer = self._admit(self._peer(poll), poll)
+        authorise(route, peer)
+        body, poll.raw = _decoded(route, decoder, poll.raw), b""
+        query = query_of(route.query, poll.headers)
+        return route.answer(Call(peer, body, poll.headers, query, poll.headers, _no_stream))
 
     def _find(self, request: web.BaseRequest) -> tuple[Route, Any, dict[str, str]]:
         # rel_url.path is decoded; a slash that came as %2F must not make another segment.
@@ -294,7 +319,7 @@ class Server:
             hint="GET /v1/openapi.json lists them",
         )
 
-    def _peer(self, request: web.BaseRequest) -> Peer:
+    def _peer(self, request: web.BaseRequest | Poll) -> Peer:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the peer has gone")
@@ -315,12 +340,7 @@ class Server:
         if isinstance(value, Bytes):
             if len(value.data) > SLICE:
                 return await _in_slices(request, value)
-            return web.Response(
-                body=value.data,
-                status=value.status,
-                content_type=value.content_type,
-                headers=value.headers or None,
-            )
+            return _response(value)
         if isinstance(value, Events):
             return await self._events(request, route, value)
         if isinstance(value, FileAnswer):
@@ -480,22 +500,43 @@ async def _stream(request: web.BaseRequest, at_most: int) -> AsyncIterator[bytes
         yield piece
 
 
-def _problem(problem: Problem) -> web.Response:
+def _decoded(route: Route, decoder: Any, raw: bytes) -> Any:
+    if decoder is None:
+        return None
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadUsage(
+            f"the body of {route.method} {route.path} is malformed: {error}",
+            hint="GET /v1/openapi.json describes it",
+        ) from error
+
+
+async def _no_stream() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for piece in nothing:
+        yield piece
+
+
+def _problem(problem: Problem) -> Bytes:
     headers = {}
     if problem.retry_after_s:
         headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
     if problem.status == 405:
         headers["Allow"] = problem.hint.removeprefix("use ").replace(" or ", ", ")
-    response = web.Response(
-        body=problems.encoded(problem),
-        status=problem.status,
-        content_type=problems.CONTENT_TYPE,
-        headers=headers,
-    )
     if problem.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if problem.status in (401, 413):
-        # The rest of a body that is too large is not read; an expired peer shall come anew.
+        headers["WWW-Authenticate"] = "Bearer"
+    return Bytes(problems.encoded(problem), problems.CONTENT_TYPE, problem.status, headers)
+
+
+def _response(answer: Bytes) -> web.Response:
+    response = web.Response(
+        body=answer.data,
+        status=answer.status,
+        content_type=answer.content_type,
+        headers=answer.headers or None,
+    )
+    if answer.status in ENDS:
         response.force_close()
     return response
 

@@ -133,6 +133,7 @@ class NodeSync:
                 SyncReply,
                 errors=(Forbidden, Untrusted),
                 at_most=limits.SYNC_REQUEST,
+                held=True,
                 also=(204,),
                 description="Held until there is something for this node, at most `hold_s`.",
             )
