@@ -278,7 +278,8 @@ class PollLines:
         if busy:
             await asyncio.wait(busy, timeout=wait_s)
         for line in tuple(self._lines):
-            line.cancel()
+            if line.running is not None:
+                line.cancel()
 
     def head(self, answer: Bytes | None, *, ends: bool) -> bytes:
         """Status line and headers (RFC 9110, section 6.6.1: with the date)."""
