@@ -175,7 +175,7 @@ async def test_whoever_sends_far_ahead_is_cut_off(desk: Desk) -> None:
 
 
 async def test_whoever_does_not_read_its_answer_gets_no_second_one(desk: Desk) -> None:
-    line, wire = desk.connect()
+    line, _ = desk.connect()
     line.data_received(poll() + poll())
     await settle()
     line.pause_writing()
@@ -199,7 +199,7 @@ async def test_another_call_gets_the_framework_with_all_its_bytes(desk: Desk) ->
 
 
 async def test_a_call_behind_a_poll_waits_for_its_answer(desk: Desk) -> None:
-    line, wire = desk.connect()
+    line, _ = desk.connect()
     line.data_received(poll() + b"GET / HTTP/1.1\r\n\r\n")
     await settle()
     assert desk.framework.received == b""
