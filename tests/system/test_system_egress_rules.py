@@ -38,12 +38,11 @@ except OSError as error: print(errno.errorcode.get(error.errno, error))
 """
 SERVE = """
 import socket, sys, threading
-def serve(place):
-    s = socket.create_server(place)
-    print("ready", flush=True)
+def serve(s):
     while True: s.accept()
 for place in (("127.0.0.1", 8080), ("127.0.0.1", 53), ("10.9.9.1", 8080)):
-    threading.Thread(target=serve, args=(place,), daemon=True).start()
+    threading.Thread(target=serve, args=(socket.create_server(place),), daemon=True).start()
+print("ready", flush=True)
 sys.stdin.read()
 """
 

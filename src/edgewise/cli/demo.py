@@ -361,7 +361,7 @@ class Demo:
         """Commit this version to the fleet repo and push it; returns the commit id."""
         if not self._repo.exists():
             await self._fleet.run("git", "init", "-q", "-b", "main", str(self._repo))
-        texts = fleet_repo(self._size.nodes, self._size.stock, version, greeting)
+        texts = fleet_repo(self._size.nodes, version, greeting, self._size.stock)
         for path, text in texts.items():
             file = self._repo / path
             file.parent.mkdir(parents=True, exist_ok=True)

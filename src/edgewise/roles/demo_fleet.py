@@ -55,25 +55,36 @@ def region_name(number: int) -> str:
 
 
 def fleet_repo(
-    nodes: tuple[DemoNode, ...], stock: DemoStock, version: str, greeting: str
+    nodes: tuple[DemoNode, ...], version: str, greeting: str, stock: DemoStock | None = None
 ) -> dict[str, str]:
-    """The fleet repo: path to text."""
+    """The fleet repo: path to text. With ``stock``, hello has an identity and calls it."""
+    keeper = stock.node if stock is not None else ""
     rows = "\n".join(
         f"    - {{name: {n.name}, labels: "
         f'{{region: {n.region}, ring: {n.ring}, port: "{n.port}"'
-        f"{', role: warehouse' if n.name == stock.node else ''}}}}}"
+        f"{', role: warehouse' if n.name == keeper else ''}}}}}"
         for n in nodes
     )
-    places = {"port": stock.port, "behind": stock.behind, "spiffe_id": stock.spiffe_id}
-    return {
+    files = {
         "edgewise.yaml": _WORKSPACE,
         "nodes/shops.yaml": _NODES.format(rows=rows),
-        "fleets/shops.yaml": _FLEET,
-        "apps/hello.yaml": _APP.format(version=version, port=stock.port),
-        "apps/stock.yaml": _STOCK.format(**places),
-        "policies/egress.yaml": _EGRESS.format(**places),
+        "fleets/shops.yaml": _FLEET.format(stock="", egress=""),
+        "apps/hello.yaml": _APP.format(version=version, stock="", identity=""),
         "configs/greeting.yaml": _CONFIG.format(greeting=greeting),
         "policies/careful.yaml": _POLICY,
+    }
+    if stock is None:
+        return files
+    places = {"port": stock.port, "behind": stock.behind, "spiffe_id": stock.spiffe_id}
+    return files | {
+        "fleets/shops.yaml": _FLEET.format(stock=_STOCK_REF, egress=_EGRESS_REF),
+        "apps/hello.yaml": _APP.format(
+            version=version,
+            stock=f'    STOCK: "http://127.0.0.1:{stock.port}/"\n',
+            identity="  identity: {}\n",
+        ),
+        "apps/stock.yaml": _STOCK.format(**places),
+        "policies/egress.yaml": _EGRESS.format(**places),
     }
 
 
@@ -121,15 +132,16 @@ metadata:
 spec:
   selector:
     matchExpressions:
-    - {key: ring, operator: In, values: [canary, early, stable]}
+    - {{key: ring, operator: In, values: [canary, early, stable]}}
   apps:
-  - {ref: {name: hello}}
-  - {ref: {name: stock}, selector: {matchLabels: {role: warehouse}}}
+  - {{ref: {{name: hello}}}}
+{stock}\
   configs:
-  - {ref: {name: greeting}}
-  rolloutPolicyRef: {name: careful}
-  egressPolicyRef: {name: out}
-"""
+  - {{ref: {{name: greeting}}}}
+  rolloutPolicyRef: {{name: careful}}
+{egress}"""
+_STOCK_REF = "  - {ref: {name: stock}, selector: {matchLabels: {role: warehouse}}}\n"
+_EGRESS_REF = "  egressPolicyRef: {name: out}\n"
 
 _APP = """\
 apiVersion: edgewise.dev/v1
@@ -140,10 +152,10 @@ spec:
   type: process
   artifact: {{ref: hello, version: {version}}}
   command: [bin/hello]
-  identity: {{}}
+{identity}\
   env:
     PORT: "{{{{ node.labels.port }}}}"
-    STOCK: "http://127.0.0.1:{port}/"
+{stock}\
   probes:
     startup:
       exec: {{command: [bin/check]}}
