@@ -18,7 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 import egress
+import identity_agent
 import identity_issue
+import workload
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts, key_pem, make_key
 from edgewise.identity.names import Organisation
@@ -103,8 +105,9 @@ def main() -> None:
             figures |= asyncio.run(handshakes(f"https://127.0.0.1:{port}", own))
             far.communicate("")
         figures |= identity_issue.figures(directory)
-    gateway = {k: v for k, v in egress.figures().items() if k.startswith("gateway_")}
-    figures |= gateway
+    figures |= workload.measure()
+    figures |= {k: v for k, v in egress.figures().items() if k.startswith(("gateway_", "nginx_"))}
+    figures |= identity_agent.figures()
     write("identity", figures, "make bench-identity")
 
 
