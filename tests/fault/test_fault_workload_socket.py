@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from spiffe._proto import workload_pb2
 
 from edgewise.host.callers import Facts, Peer
-from edgewise.net.workload import http2
+from edgewise.net.workload import http2, http2_connection
 from edgewise.net.workload.server import WorkloadServer
 from edgewise.protocol.content import WorkloadRegistration
 from edgewise.testing.clock import ManualClock
@@ -382,7 +382,7 @@ def test_any_frames_end_in_answers_or_a_hang_up_and_never_in_a_traceback(
 
         listener = http2.Listener(answer, ManualClock(), log)
         ours, theirs = socket.socketpair()
-        connection = http2._Connection(listener)
+        connection = http2_connection.Connection(listener)
         connection.connection_made(_Sink(ours))  # type: ignore[arg-type]
         connection.data_received(PREFACE + framed(4, 0, 0, b""))
         for frame in frames:
@@ -410,7 +410,7 @@ def test_frames_of_the_fuzzer_can_be_a_request() -> None:
 
         listener = http2.Listener(answer, ManualClock(), ListLog())
         ours, theirs = socket.socketpair()
-        connection = http2._Connection(listener)
+        connection = http2_connection.Connection(listener)
         connection.connection_made(_Sink(ours))  # type: ignore[arg-type]
         head = b"\x83\x86\x84\x41\x01x"  # POST, http, /, authority x
         connection.data_received(PREFACE + framed(4, 0, 0, b"") + framed(1, 5, 1, head))
@@ -460,7 +460,7 @@ async def test_more_streams_than_there_may_be_end_the_connection_and_no_other(
             await greedy.until(lambda: greedy.seen)
             greedy.h2.remote_settings.update({3: 10_000})
             greedy.h2.remote_settings.acknowledge()
-            for _ in range(http2.STREAMS + 5):
+            for _ in range(http2_connection.STREAMS + 5):
                 await greedy.ask(API + "FetchX509SVID", b"", end=False)
             with pytest.raises(EOFError):
                 await greedy.until(lambda: False)
@@ -473,7 +473,7 @@ async def test_a_flood_of_frames_that_ask_for_nothing_is_hung_up_on(node: Node, 
     async with Client(node.socket) as client:
 
         async def send() -> None:
-            for _ in range(http2.CONTROL + 50):
+            for _ in range(http2_connection.CONTROL + 50):
                 if flood == "pings":
                     client.h2.ping(b"12345678")
                 elif flood == "settings":
@@ -559,9 +559,9 @@ def test_the_length_of_a_frame_is_found_however_it_is_cut(
     lengths: list[int], cuts: list[int]
 ) -> None:
     data = PREFACE + b"".join(framed(0, 0, 1, bytes(n)) for n in lengths)
-    bad = data + (http2.FRAME + 1).to_bytes(3, "big") + b"\0" * 6
+    bad = data + (http2_connection.FRAME + 1).to_bytes(3, "big") + b"\0" * 6
     for whole, good in ((data, True), (bad, False)):
-        sizes, at, fits = http2.FrameSizes(), 0, True
+        sizes, at, fits = http2_connection.FrameSizes(), 0, True
         for cut in (*cuts, len(whole)):
             fits = fits and sizes.fit(whole[at : at + cut])
             at += cut

@@ -8,26 +8,26 @@ import pwd
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from edgewise.host import egress_rules
 from edgewise.host.callers import Facts
 from edgewise.host.cgroups import Cgroups, mounts
-from edgewise.host.egress_callers import KernelCallers
 from edgewise.host.egress_rules import HeldApp
 from edgewise.identity.egress import Policy
 from edgewise.identity.workload_ports import LocalSvids
 from edgewise.model.errors import NeedsPerson
-from edgewise.net.egress.bridge import AgentSupply, serve
-from edgewise.net.egress.gateway import Gateway
 from edgewise.protocol.content import ProcessApp
 from edgewise.protocol.egress import EgressRules
 from edgewise.protocol.installed import Installed
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.credentials import write_private
 from edgewise.runtime.log import Log
+
+if TYPE_CHECKING:  # a node without a policy does without the gateway's code
+    from edgewise.net.egress.gateway import Gateway
 
 FILE: Final = "egress.json"
 SOCKET: Final = Path("run") / "egress.sock"
@@ -130,6 +130,10 @@ class NodeEgress:
             self._write(self._gateway)
 
     def _listen(self) -> Gateway:
+        from edgewise.host.egress_callers import KernelCallers
+        from edgewise.net.egress.bridge import AgentSupply
+        from edgewise.net.egress.gateway import Gateway
+
         before = read_state(self._state)
         port = before.port if before is not None else 0
         supply = AgentSupply(self._svids, self._clock)
@@ -169,6 +173,8 @@ class NodeEgress:
         gateway = self._gateway
         if gateway is None:
             return
+        from edgewise.net.egress.bridge import serve
+
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve(gateway, self._supply))
             tasks.create_task(self._keep_counts(gateway))

@@ -1,8 +1,7 @@
 """HTTP/2 over a unix socket, for local callers whom the kernel names.
 
-``h2`` is the protocol's state machine (RFC 9113); here are the socket, the tasks and the bounds.
 Each request is one task, which ends with its stream, its connection, or the process that made
-the connection.
+the connection (``http2_connection``).
 
 Laws: a caller costs bounded memory whatever it sends or does not read; one user cannot take the
 last connection of all others; what is not HTTP/2 is hung up on.
@@ -14,16 +13,10 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
-
-from h2 import events, exceptions
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-from h2.settings import SettingCodes, Settings
+from typing import Final, Protocol
 
 from edgewise.host.callers import Peer
-from edgewise.model.errors import EdgewiseError, NeedsPerson
+from edgewise.model.errors import NeedsPerson
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 
@@ -31,64 +24,41 @@ CONNECTIONS: Final = 256
 """Connections at once: each costs a descriptor more for its process, and about 60 KB."""
 CONNECTIONS_OF_ONE: Final = 64
 """Of one user, so that no user shuts out the others. Root has no such bound."""
-STREAMS: Final = 64
-"""Requests at once on one connection: a client holds four for all it can watch."""
-HEADERS: Final = 16 << 10
-"""Bytes of one request's headers."""
-FRAME: Final = 16_384
-"""Bytes of one frame (SETTINGS_MAX_FRAME_SIZE at its least)."""
-WINDOW: Final = 65_535
-"""Bytes of requests in flight on one connection."""
-UNREAD: Final = 1 << 20
-"""Bytes of answers that a caller has not read: it is hung up on, for the answers go on."""
-CONTROL: Final = 1000
-CONTROL_S: Final = 10.0
-"""Resets, pings and settings in so many seconds: nobody needs more."""
 BACKLOG: Final = 64
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Handler = Callable[["Stream"], Awaitable[None]]
 """Serves one request to its end. Its own errors are its own business."""
-
-
-class FrameSizes:
-    """Follows the lengths of incoming frames (RFC 9113, section 4.1).
-
-    ``h2`` keeps a frame until it is whole before it looks at its length, which can be 16 MiB.
-    """
-
-    def __init__(self) -> None:
-        self._skip = len(_PREFACE)
-        self._head = b""
-
-    def fit(self, data: bytes) -> bool:
-        """Whether every frame that begins in the data is as long as we allow at most."""
-        at = 0
-        while at < len(data):
-            if self._skip:
-                step = min(self._skip, len(data) - at)
-                self._skip -= step
-                at += step
-                continue
-            piece = data[at : at + 9 - len(self._head)]
-            self._head += piece
-            at += len(piece)
-            if len(self._head) == 9:
-                self._skip = int.from_bytes(self._head[:3], "big")
-                self._head = b""
-                if self._skip > FRAME:
-                    return False
-        return True
 
 
 class Closed(ConnectionError):
     """The stream is over: the caller has gone, or does not want it any more."""
 
 
+class Connection(Protocol):
+    """What a stream and the listener ask of a connection."""
+
+    peer: Peer
+
+    def consumed(self, number: int, flow: int) -> None:
+        """Let the caller send so much more."""
+
+    def room(self, number: int) -> int:
+        """How much may be sent now. Raises Closed."""
+
+    def headers(self, number: int, headers: list[tuple[str, str]], *, end: bool) -> None:
+        """Raises Closed."""
+
+    def data(self, number: int, data: bytes, *, end: bool) -> None:
+        """Raises Closed."""
+
+    def hang_up(self) -> None:
+        """End it, with a word to the caller."""
+
+
 class Stream:
     """One request, and its answer."""
 
-    def __init__(self, connection: _Connection, number: int, headers: dict[str, str]) -> None:
+    def __init__(self, connection: Connection, number: int, headers: dict[str, str]) -> None:
         self._connection = connection
         self.number = number
         self.headers = headers
@@ -138,203 +108,6 @@ class Stream:
         self._connection.headers(self.number, headers, end=True)
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._streams: dict[int, tuple[Stream, asyncio.Task[None]]] = {}
-        self._paused = False
-        self._sizes = FrameSizes()
-        self._since, self._control = 0.0, 0
-        self.peer: Peer = cast(Peer, None)
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: STREAMS,
-                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS,
-                SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
-            },
-        )
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-        self._h2.local_settings = settings
-
-    # What asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        try:
-            self.peer = self._listener.admit(self, self._transport)
-        except EdgewiseError as error:
-            self._listener.log.event("caller refused", "warning", problem=str(error))
-            self._transport.abort()
-            return
-        asyncio.get_running_loop().add_reader(self.peer.pidfd, self._transport.abort)
-        self._h2.initiate_connection()
-        self._flush()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        for _, task in self._streams.values():
-            task.cancel()
-        self._streams.clear()
-        if self.peer is not None:
-            asyncio.get_running_loop().remove_reader(self.peer.pidfd)
-            self._listener.leave(self)
-            self.peer.close()
-
-    def data_received(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        if not self._sizes.fit(data):
-            self._listener.log.event("not HTTP/2", "warning", problem="a frame is too large")
-            self.hang_up()
-            return
-        try:
-            found = self._h2.receive_data(data)
-        except (exceptions.H2Error, ValueError, KeyError) as error:
-            # ValueError, KeyError: frames that hpack and hyperframe do not take either.
-            self._listener.log.event("not HTTP/2", "warning", problem=str(error)[:200])
-            self._flush()
-            self._transport.close()
-            return
-        for event in found:
-            self._take(event)
-        self._flush()
-
-    def eof_received(self) -> bool:
-        return False
-
-    def pause_writing(self) -> None:
-        self._paused = True
-        self._transport.pause_reading()  # or pings would go on to fill what is not read
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._transport.resume_reading()
-        self._wake()
-
-    # Frames
-
-    def _take(self, event: events.Event) -> None:
-        match event:
-            case events.RequestReceived():
-                self._begin(event)
-            case events.DataReceived():
-                self._feed(event.stream_id or 0, event.data or b"", event.flow_controlled_length)
-            case events.StreamEnded() if event.stream_id in self._streams:
-                self._streams[event.stream_id][0].feed(b"", 0)
-            case events.StreamReset():
-                self._count()
-                _, task = self._streams.pop(event.stream_id or 0, (None, None))
-                if task is not None:
-                    task.cancel()
-            case events.WindowUpdated():
-                self._wake(event.stream_id or 0)
-            case events.RemoteSettingsChanged() | events.PingReceived():
-                self._count()
-                self._wake()
-            case events.ConnectionTerminated() if not self._streams:
-                self._transport.close()
-            case _:
-                pass  # acknowledgements, priorities, trailers: nothing follows from them
-
-    def _feed(self, number: int, data: bytes, flow: int | None) -> None:
-        if number in self._streams and data:
-            self._streams[number][0].feed(bytes(data), flow or 0)
-        elif flow:
-            self.consumed(number, flow)
-
-    def _begin(self, event: events.RequestReceived) -> None:
-        number = event.stream_id or 0
-        headers = {_text(name): _text(value) for name, value in event.headers or ()}
-        stream = Stream(self, number, headers)
-        task = asyncio.ensure_future(self._serve(stream))
-        self._streams[number] = (stream, task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._listener.log.event("request failed", "error", problem=repr(error)[:500])
-
-    async def _serve(self, stream: Stream) -> None:
-        try:
-            await self._listener.handler(stream)
-        except Closed:
-            pass
-        finally:
-            if self._streams.pop(stream.number, None) is not None:
-                with contextlib.suppress(exceptions.H2Error):
-                    # A caller that has not ended its request is told that we want no more.
-                    self._h2.reset_stream(stream.number, ErrorCodes.NO_ERROR)
-            self._flush()
-
-    def _count(self) -> None:
-        now = self._listener.clock.monotonic()
-        if now - self._since > CONTROL_S:
-            self._since, self._control = now, 0
-        self._control += 1
-        if self._control > CONTROL and not self._transport.is_closing():
-            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-            self._flush()
-            self._transport.close()
-
-    def _wake(self, number: int = 0) -> None:
-        chosen = [self._streams[number]] if number in self._streams else self._streams.values()
-        for stream, _ in chosen:
-            stream.may_write.set()
-
-    def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
-            if self._transport.get_write_buffer_size() > UNREAD:
-                self._transport.abort()
-
-    # What streams do
-
-    def consumed(self, number: int, flow: int) -> None:
-        """Let the caller send so much more."""
-        with contextlib.suppress(exceptions.H2Error):
-            self._h2.acknowledge_received_data(flow, number)
-        self._flush()
-
-    def room(self, number: int) -> int:
-        """How much may be sent now. Raises Closed."""
-        if self._paused:
-            return 0
-        try:
-            window = self._h2.local_flow_control_window(number)
-        except exceptions.H2Error as error:
-            raise Closed from error
-        return min(window, self._h2.max_outbound_frame_size)
-
-    def headers(self, number: int, headers: list[tuple[str, str]], *, end: bool) -> None:
-        """Raises Closed."""
-        try:
-            self._h2.send_headers(number, headers, end_stream=end)
-        except exceptions.H2Error as error:
-            raise Closed from error
-        self._flush()
-
-    def data(self, number: int, data: bytes, *, end: bool) -> None:
-        """Raises Closed."""
-        try:
-            self._h2.send_data(number, data, end_stream=end)
-        except exceptions.H2Error as error:
-            raise Closed from error
-        self._flush()
-
-    def hang_up(self) -> None:
-        """End it, with a word to the caller."""
-        with contextlib.suppress(exceptions.H2Error):
-            self._h2.close_connection()
-        self._flush()
-        self._transport.close()
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
-
-
 class Listener:
     """The socket, and who is connected to it."""
 
@@ -342,7 +115,7 @@ class Listener:
         self.handler = handler
         self.clock = clock
         self.log = log
-        self._open: set[_Connection] = set()
+        self._open: set[Connection] = set()
         self._server: asyncio.Server | None = None
         self._path = ""
 
@@ -351,12 +124,17 @@ class Listener:
         """How many there are."""
         return len(self._open)
 
+    def _connection(self) -> asyncio.Protocol:
+        from edgewise.net.workload.http2_connection import Connection
+
+        return Connection(self)
+
     async def start(self, path: str) -> None:
         """Listen; whoever runs here may connect. Raises NeedsPerson when that cannot be."""
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             server = await asyncio.get_running_loop().create_unix_server(
-                lambda: _Connection(self), path, backlog=BACKLOG
+                self._connection, path, backlog=BACKLOG
             )
             # Not what keeps anybody out: the kernel says who calls.
             os.chmod(path, 0o666)
@@ -378,7 +156,7 @@ class Listener:
             os.unlink(self._path)
         self._server = None
 
-    def admit(self, connection: _Connection, transport: asyncio.Transport) -> Peer:
+    def admit(self, connection: Connection, transport: asyncio.Transport) -> Peer:
         """Who connected. Raises TryLater or Forbidden when it cannot be told or is too much."""
         peer = Peer.of(transport.get_extra_info("socket"))
         same = sum(1 for one in self._open if one.peer.uid == peer.uid)
@@ -391,6 +169,6 @@ class Listener:
         self._open.add(connection)
         return peer
 
-    def leave(self, connection: _Connection) -> None:
+    def leave(self, connection: Connection) -> None:
         """It is over."""
         self._open.discard(connection)
