@@ -39,7 +39,7 @@ from edgewise.sync.matching import (
     with_joined,
 )
 from edgewise.sync.mismatch import Finding
-from edgewise.sync.parse import ParseCache, Report, Sourced, parse_revision
+from edgewise.sync.parse import ParseCache, Report, Sourced, left_alone, parse_revision
 from edgewise.sync.policy import SAFE_DEFAULT, rules_of
 from edgewise.sync.ports import (
     Compiled,
@@ -51,6 +51,7 @@ from edgewise.sync.ports import (
     Snapshot,
 )
 from edgewise.sync.references import Catalogue, catalogue, check_references
+from edgewise.sync.yaml_text import Flaw
 
 
 def compile_workspace(
@@ -113,6 +114,7 @@ class _Compile:
         trust = _stricter(hub_trust, root)
         placement, later = self._place(kinds, revision.documents, trust)
         self._warn_selectors(kinds)
+        self._warn_left_alone(root)
         fleets: dict[str, CompiledFleet] = {}
         for name, where in sorted(kinds.get("Fleet", {}).items()):
             compiled = self._fleet(bench, where, placement.members[name], later)
@@ -327,6 +329,17 @@ class _Compile:
                 hint = "every user can start it with a library of their own; add unix:user, "
                 hint += "systemd:unit or edgewise:app"
                 self._warnings.at(where, Finding(("spec", "selectors"), message, hint))
+
+    def _warn_left_alone(self, root: Sourced) -> None:
+        """A document in a folder that nobody reads does nothing, and nobody is told."""
+        workspace = root.parsed.value
+        if not isinstance(workspace, Workspace):
+            return
+        for path in left_alone(self._snapshot.files, workspace):
+            folder = path.rpartition("/")[0] or "."
+            message = f"this file is not read: {folder} is not in the Workspace's spec.paths"
+            hint = "add it to spec.paths of edgewise.yaml, or move the file"
+            self._warnings.on(path, Flaw(1, 1, message, hint))
 
     def _warn(self, bench: Bench, where: Sourced, fleet: Fleet, members: Members) -> None:
         if not members.nodes:

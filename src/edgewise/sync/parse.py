@@ -160,6 +160,19 @@ def parse_revision(files: Mapping[str, Blob], cache: ParseCache, report: Report)
     )
 
 
+def left_alone(files: Mapping[str, Blob], workspace: Workspace) -> list[str]:
+    """Files outside the workspace's paths that look as if they were meant to count."""
+    mark = f"apiVersion: {API_VERSION}".encode()
+    return sorted(
+        path
+        for path, blob in files.items()
+        if path != ROOT
+        and path.endswith((".yaml", ".yml"))
+        and not _below(path, workspace.spec.paths)
+        and mark in blob.data
+    )
+
+
 def _below(path: str, paths: Iterable[str]) -> bool:
     if not path.endswith((".yaml", ".yml")):
         return False

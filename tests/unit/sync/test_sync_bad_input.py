@@ -204,6 +204,17 @@ def test_a_selector_typo_is_a_warning_with_the_value_that_exists() -> None:
     )
 
 
+def test_a_document_in_a_folder_that_nobody_reads_is_told() -> None:
+    repo = files()
+    repo["roles/anna.yaml"] = doc("RoleBinding", "anna", "role: viewer")
+    repo["charts/values.yaml"] = "replicas: 3\n"
+    (warning,) = compiled(repo).warnings
+    assert str(warning) == (
+        "roles/anna.yaml:1:1: this file is not read: roles is not in the Workspace's spec.paths "
+        "(add it to spec.paths of edgewise.yaml, or move the file)"
+    )
+
+
 def test_a_selector_that_kubernetes_refuses_is_an_error() -> None:
     text = doc(
         "Fleet", "x", "selector: {matchExpressions: [{key: ring, operator: In, values: []}]}"

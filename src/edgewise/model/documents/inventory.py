@@ -21,7 +21,9 @@ from edgewise.model.documents.words import (
 
 ApiVersion = Literal["edgewise.dev/v1"]
 
-PATHS = ("nodes", "fleets", "apps", "configs", "images", "policies", "secrets", "identities")
+PATHS = (
+    "nodes", "fleets", "apps", "configs", "images", "policies", "secrets", "identities", "people",
+)  # fmt: skip
 
 
 class Verification(Strict, frozen=True, kw_only=True):
