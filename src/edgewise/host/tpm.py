@@ -5,9 +5,9 @@ Commands are those of the TCG "Trusted Platform Module Library", part 3, revisio
 its file descriptor. ``unix:PATH`` and ``tcp:HOST:PORT`` are TPM simulators (swtpm): they have
 no resource manager, so everything here flushes what it loaded.
 
-Authorisations are empty passwords and one policy session; nothing is encrypted on the way to
-the chip. Whoever can tap the bus of the board sees what is activated and what is signed, and
-gets no key (docs/attestation.md).
+Authorisations are empty passwords and one policy session. What is sealed travels encrypted
+(``identity.tpm_session``), the rest does not: whoever can tap the bus of the board sees what is
+activated and what is signed, and gets no key (docs/attestation.md).
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from edgewise.identity.ports import NewSession, ParameterSession
 from edgewise.identity.tpm_structures import (
     NULL,
     PCRS,
+    SEAL_LARGEST,
     SHA256,
+    STORAGE,
     Public,
     Reader,
+    Sealed,
     parse_public,
+    parse_sealed,
+    sealed_template,
     selection_wire,
     sized,
 )
@@ -50,6 +56,9 @@ OWNER, ENDORSEMENT, NO_HIERARCHY, PASSWORD = 0x40000001, 0x4000000B, 0x40000007,
 _PLAIN, _AUTHORISED = 0x8001, 0x8002
 _HASHCHECK: Final = 0x8024
 _NV_FIRST: Final = 0x01000000
+
+_IN, _OUT = 1 << 5, 1 << 6
+"""TPMA_SESSION: the first parameter is encrypted on its way in, or out."""
 
 _BUSY: Final = {0x922, 0x908, 0x90A}  # RETRY, YIELDED, TESTING
 _LOCKED: Final = 0x921
@@ -215,6 +224,85 @@ class Tpm:
     def _flush(self, handle: int) -> None:
         with suppress(TpmRefused):
             self._run(0x165, (), struct.pack(">I", handle))
+
+    # Sealing
+
+    def seal(self, secret: bytes, session: NewSession) -> Sealed:
+        """Bytes that only this TPM opens, until it is cleared (TPM2_Create)."""
+        if not 0 < len(secret) <= SEAL_LARGEST:
+            raise BadUsage(f"a TPM seals 1 to {SEAL_LARGEST} bytes, not {len(secret)}")
+        sensitive = sized(sized(b"") + sized(secret))
+        parameters = sensitive + sized(sealed_template()) + sized(b"") + bytes(4)
+        with self.primary(OWNER, STORAGE) as parent:
+            answer = self._encrypted(
+                0x153, (parent.handle, parent.public.name), parameters, _IN, (parent, session)
+            )
+            private, public = answer.sized(), answer.sized()
+            parse_sealed(public)
+            return Sealed(parent.public.wire, public, private)
+
+    def unseal(self, sealed: Sealed, session: NewSession) -> bytes:
+        """What ``seal`` was given (TPM2_Load, TPM2_Unseal)."""
+        name = parse_sealed(sealed.public)
+        with self.primary(OWNER, STORAGE) as parent:
+            if parent.public.wire != sealed.parent:
+                raise NeedsPerson(
+                    "the keys of this node are sealed to another TPM, or it was cleared since",
+                    hint="`edgewise node forget NAME` at the hub, then `edgewise agent join - "
+                    "--tpm --anew` here; apps go on running meanwhile",
+                )
+            parameters = sized(sealed.private) + sized(sealed.public)
+            handles, _ = self._run(
+                0x157, (parent.handle,), parameters, sessions=(PASSWORD,), returns=1
+            )
+            [handle] = handles
+            try:
+                answer = self._encrypted(0x15E, (handle, name), b"", _OUT, (parent, session))
+                secret = answer.sized()
+                answer.done()
+                return secret
+            finally:
+                self._flush(handle)
+
+    def _encrypted(
+        self,
+        code: int,
+        subject: tuple[int, bytes],
+        parameters: bytes,
+        what: int,
+        by: tuple[Loaded, NewSession],
+    ) -> Reader:
+        """One command on one object (handle and name), in a session of its own."""
+        key, new = by
+        session = new(key.public)
+        handles, answer = self._run(0x176, (key.handle, NO_HIERARCHY), session.start, returns=1)
+        [number] = handles
+        try:
+            session.begun(answer.sized())
+            return self._said(code, subject, parameters, what, (number, session))
+        finally:
+            # A session ends with the command that used it, unless that failed.
+            self._flush(number)
+
+    def _said(
+        self,
+        code: int,
+        subject: tuple[int, bytes],
+        parameters: bytes,
+        what: int,
+        session: tuple[int, ParameterSession],
+    ) -> Reader:
+        number, crypt = session
+        area, parameters = crypt.outgoing(code, subject[1], parameters, what)
+        area = struct.pack(">I", number) + area
+        body = struct.pack(">II", subject[0], len(area)) + area + parameters
+        command = struct.pack(">HII", _AUTHORISED, 10 + len(body), code) + body
+        if len(command) > LARGEST:
+            raise BadUsage(f"a TPM command of {len(command)} bytes is too long")
+        answer = self._tried(code, command)
+        _, reader = read_answer(answer, _AUTHORISED, 0)
+        shown = reader.rest()
+        return Reader(crypt.incoming(code, shown, answer[14 + len(shown) :], what), "an answer")
 
     # Memory
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from edgewise.identity.jwt_keys import JwtKey
 from edgewise.identity.reattestation import Attestation
 from edgewise.identity.rotation import Lineage
-from edgewise.identity.tpm_structures import Public
+from edgewise.identity.tpm_structures import Public, Sealed
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.attest import (
     AttestChallenge,
@@ -236,6 +236,29 @@ class LoadedKey(Protocol):
     def public(self) -> Public: ...
 
 
+class ParameterSession(Protocol):
+    """An encrypted line to a TPM, for one command. Implementation: identity.tpm_session.
+
+    Apart from ``Tpm`` because it needs a cipher, which a resident agent does not load.
+    """
+
+    start: bytes
+    """Parameters of TPM2_StartAuthSession."""
+
+    def begun(self, nonce: bytes) -> None:
+        """The nonce of the TPM's answer."""
+
+    def outgoing(self, code: int, name: bytes, parameters: bytes, what: int) -> tuple[bytes, bytes]:
+        """Authorisation without its handle, and encrypted parameters."""
+
+    def incoming(self, code: int, parameters: bytes, area: bytes, what: int) -> bytes:
+        """Decrypted parameters. Raises Untrusted for an answer that the TPM did not make."""
+
+
+NewSession = Callable[[Public], ParameterSession]
+"""A session whose salt only the holder of this key can open."""
+
+
 class Tpm(Protocol):
     """The TPM of this machine. Implementation: host.tpm.
 
@@ -258,6 +281,12 @@ class Tpm(Protocol):
 
     def activate(self, key: Any, ek: Any, blob: bytes, secret: bytes) -> bytes:
         """What a credential holds."""
+
+    def seal(self, secret: bytes, session: NewSession) -> Sealed:
+        """At most SEAL_LARGEST bytes, for this TPM alone, until it is cleared."""
+
+    def unseal(self, sealed: Sealed, session: NewSession) -> bytes:
+        """Raises NeedsPerson for what another TPM sealed, or this one before it was cleared."""
 
     def read_pcrs(self, pcrs: Iterable[int]) -> dict[int, bytes]:
         """SHA-256 bank."""

@@ -101,26 +101,30 @@ def make_credential(ek: Public, name: bytes, value: bytes, seed: bytes) -> Crede
         raise ValueError("a credential has at most 32 bytes, its seed exactly 32")
     key = key_of(ek)
     if isinstance(key, ec.EllipticCurvePublicKey):
-        inner, secret = _agreed(key, seed)
+        inner, secret = agreed(key, seed, b"IDENTITY")
     else:
         inner = seed
         secret = key.encrypt(
             seed, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0")
         )
-    encrypted = _aes_cfb(kdfa(inner, b"STORAGE", name, b"", 128), sized(value))
+    key_bytes = kdfa(inner, b"STORAGE", name, b"", 128)
+    encrypted = aes_cfb(key_bytes, bytes(16), sized(value))
     mac_key = kdfa(inner, b"INTEGRITY", b"", b"", 256)
     mac = hmac.new(mac_key, encrypted + name, hashlib.sha256).digest()
     return Credential(sized(mac) + encrypted, secret)
 
 
-def _agreed(key: ec.EllipticCurvePublicKey, seed: bytes) -> tuple[bytes, bytes]:
-    """One-pass Diffie-Hellman: the seed that both sides have, and our ephemeral point."""
+def agreed(key: ec.EllipticCurvePublicKey, seed: bytes, label: bytes) -> tuple[bytes, bytes]:
+    """One-pass Diffie-Hellman (part 1, C.6.1): what both sides have, and our ephemeral point.
+
+    ``seed``: 32 unpredictable bytes that become the ephemeral scalar. ``label``: what it is for.
+    """
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     scalar = int.from_bytes(seed, "big") % (order - 1) + 1
     ours = ec.derive_private_key(scalar, ec.SECP256R1())
     shared = ours.exchange(ec.ECDH(), key)
     mine, theirs = _point(ours.public_key()), _point(key)
-    inner = kdfe(shared, b"IDENTITY", mine[0], theirs[0], 256)
+    inner = kdfe(shared, label, mine[0], theirs[0], 256)
     return inner, sized(mine[0]) + sized(mine[1])
 
 
@@ -147,13 +151,16 @@ def kdfe(shared: bytes, label: bytes, left: bytes, right: bytes, bits: int) -> b
     return made[: bits // 8]
 
 
-def _aes_cfb(key: bytes, data: bytes) -> bytes:
-    """AES-128-CFB with a zero IV, out of single blocks: three of them, and no deprecated mode."""
+def aes_cfb(key: bytes, start: bytes, data: bytes, *, opens: bool = False) -> bytes:
+    """AES-128-CFB out of single blocks: a handful of them, and no deprecated mode.
+
+    ``start``: 16 bytes. ``opens``: decrypt instead of encrypt.
+    """
     block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-    made, before = b"", bytes(16)
-    for start in range(0, len(data), 16):
-        piece = data[start : start + 16]
-        stream = block.update(before)
-        before = bytes(a ^ b for a, b in zip(piece, stream, strict=False))
-        made += before
+    made, before = b"", start
+    for at in range(0, len(data), 16):
+        piece = data[at : at + 16]
+        changed = bytes(a ^ b for a, b in zip(piece, block.update(before), strict=False))
+        before = piece if opens else changed
+        made += changed
     return made

@@ -26,6 +26,7 @@ PCRS: Final = 24
 """PCRs of a PC client platform (TCG PC Client Platform TPM Profile, 4.6)."""
 
 RSA, SHA256, NULL, ECDSA, ECC = 0x0001, 0x000B, 0x0010, 0x0018, 0x0023
+KEYED_HASH: Final = 0x0008
 RSASSA, RSAPSS, OAEP, AES, CFB = 0x0014, 0x0016, 0x0017, 0x0006, 0x0043
 P256: Final = 0x0003
 
@@ -310,6 +311,52 @@ def enrolment_template(unique: bytes) -> Public:
     return Public(ECC, _OWN, b"", _NULL, Scheme(ECDSA, SHA256), x=unique)
 
 
+_STORAGE: Final = (
+    FIXED_TPM | FIXED_PARENT | SENSITIVE_ORIGIN | USER_WITH_AUTH | NO_DA | RESTRICTED | DECRYPT
+)
+STORAGE: Final = Public(
+    ECC,
+    _STORAGE,
+    b"",
+    _AES128_CFB,
+    Scheme(),
+    x=hashlib.sha256(b"edgewise storage key").digest(),
+)
+"""What seals: a primary key of the owner hierarchy, so a TPM that was cleared makes another."""
+_SEALED: Final = FIXED_TPM | FIXED_PARENT | USER_WITH_AUTH | NO_DA
+SEAL_LARGEST: Final = 128
+"""Bytes that every TPM can seal (MAX_SYM_DATA)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Bytes that one TPM opens again. Nothing in it is secret."""
+
+    parent: bytes
+    """TPMT_PUBLIC of the storage key, to notice another TPM before it is asked."""
+    public: bytes
+    """TPMT_PUBLIC of the sealed object."""
+    private: bytes
+    """Content of TPM2B_PRIVATE: encrypted by the storage key."""
+
+
+def sealed_template(unique: bytes = b"") -> bytes:
+    """TPMT_PUBLIC of data that are sealed without a policy (part 2, 12.2.4; part 3, 12.1)."""
+    head = struct.pack(">HHI", KEYED_HASH, SHA256, _SEALED) + sized(b"")
+    return head + struct.pack(">H", NULL) + sized(unique)
+
+
+def parse_sealed(data: bytes) -> bytes:
+    """Name of a sealed object. Raises Untrusted for anything but what ``sealed_template`` makes."""
+    reader = Reader(data, "a sealed object")
+    reader.take(len(sealed_template()) - 2)
+    unique = reader.sized()
+    reader.done()
+    if len(unique) != hashlib.sha256().digest_size or data != sealed_template(unique):
+        raise Untrusted("a sealed object has other attributes than ours")
+    return name_of(data)
+
+
 __all__ = [
     "AK",
     "AK_REQUIRED",
@@ -321,17 +368,22 @@ __all__ = [
     "EK_RSA",
     "EK_RSA_CERTIFICATE",
     "KEY_REQUIRED",
+    "SEAL_LARGEST",
+    "STORAGE",
     "Attested",
     "Public",
     "Reader",
     "Scheme",
+    "Sealed",
     "Selection",
     "Signature",
     "enrolment_template",
     "name_of",
     "parse_attested",
     "parse_public",
+    "parse_sealed",
     "parse_signature",
+    "sealed_template",
     "selection_wire",
     "sized",
 ]
