@@ -90,6 +90,42 @@ def invitation(token: str, url: list[str] | None, root: str, tuf_root: str) -> s
     return Token(tuple(url), root, "", "", tuf_root).text()
 
 
+def set_aside(state: Path) -> None:
+    """Move a joined identity to ``identity.before``; releases and apps stay.
+
+    Raises NeedsPerson while an agent runs on it.
+    """
+    from edgewise.host.notify import NotifySocket
+    from edgewise.runtime.credentials import CredentialFiles
+
+    now = state / "identity"
+    if not CredentialFiles(now).exist:
+        return  # set aside already, by a join that did not end
+    guard = NotifySocket(state, lambda pid: None)  # what an agent has while it runs
+    try:
+        guard.open()
+    except OSError as error:
+        raise NeedsPerson(
+            f"an agent runs on {state}", hint="stop it first; its apps go on"
+        ) from error
+    try:
+        drop(state / "identity.before")
+        now.rename(state / "identity.before")
+    finally:
+        guard.close()
+
+
+def drop(identity: Path) -> None:
+    """Delete an identity that is not used any more, plain keys first."""
+    import shutil
+
+    from edgewise.runtime.credentials import wipe
+
+    for key in identity.glob("*.key"):
+        wipe(key)
+    shutil.rmtree(identity, ignore_errors=True)
+
+
 @app.command("join", help="Join this machine as a node. Repeating it is harmless.")
 def join(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
@@ -110,6 +146,12 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
     url: Url = None,
     root: Root = "",
     tuf_root: TufRoot = "",
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Set the identity aside that it has, for a TPM that was cleared."
+        ),
+    ] = False,
     state: State = STATE,
 ) -> None:
     import asyncio
@@ -123,7 +165,7 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
 
     session = Session.of(ctx)
     state = writable(state)
-    if CredentialFiles(state / "identity").exist:
+    if CredentialFiles(state / "identity").exist and not anew:
         session.done(f"joined already as {read_card(state).spiffe_id}")
         return
     token = invitation(hidden(token), url, root, tuf_root)
@@ -134,7 +176,10 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
             f"{name!r} cannot be a node's name", hint="give one of a-z, 0-9 and '-' with --name"
         )
     task = Proof(tpm, tpm_device, factory_cert, factory_key).task(token, name)
+    if anew:
+        set_aside(state)
     asyncio.run(InProcessWorker(state).join(task))
+    drop(state / "identity.before")
     session.done(f"joined as {read_card(state).spiffe_id}")
     session.note(f"  next: edgewise agent run --state {state}")
 
@@ -212,7 +257,7 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
     if session.as_json:
         session.json(found)
         return
-    shown = ("id", "fleet", "phase", "reason", "certificate_until", "problem")
+    shown = ("id", "fleet", "phase", "reason", "certificate_until", "keys", "problem")
     facts = [(key.replace("_", " "), str(found.get(key, "") or "")) for key in shown]
     runs = ("running", "target", "previous")
     facts += [(key, short(found.get(key, "") or "") or "nothing") for key in runs]

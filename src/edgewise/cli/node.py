@@ -78,6 +78,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("joined", f"{stamp(node.joined)} via {node.via}"),
             ("free", size(node.free_bytes) if node.free_bytes else ""),
             ("drifted", ", ".join(node.drifted)),
+            ("keys", {"tpm": "sealed to its TPM", "file": "in files", "": ""}[node.keys]),
             *proof_facts(node.identity),
         ]
     )

@@ -23,6 +23,8 @@ from edgewise.protocol.tasks import (
     FetchTask,
     JoinTask,
     OpenTask,
+    OwnKey,
+    OwnKeyTask,
     Progress,
     RenewTask,
     RetrustTask,
@@ -80,6 +82,11 @@ class WorkerProcess:
         """Keys, and X509-SVIDs for them. Raises what the far end says."""
         issued: tuple[SvidIssued, ...] = await self._do(SvidsTask(wanted), tuple[SvidIssued, ...])
         return issued
+
+    async def own_key(self) -> OwnKey:
+        """See ``roles.node_certificate.KeyKeeper``."""
+        own: OwnKey = await self._do(OwnKeyTask(), OwnKey)
+        return own
 
     async def retrust(self) -> bool:
         """See ``roles.node_certificate.Renewer``."""

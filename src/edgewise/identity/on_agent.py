@@ -3,7 +3,7 @@
 Runs in the worker: it needs ``cryptography`` and ``pyrage``. Files of ``identity/``:
 ``enrolment.key`` (never expires; ``tpm.json`` when the key is in a TPM), ``age.key``,
 ``svid.pem``, ``svid.key``, ``roots.pem``, ``identity.json``, ``tuf-root.json``; relays also
-``ca.pem`` and ``ca.key``.
+``ca.pem`` and ``ca.key``. With a TPM: ``seal.json``, and ``.sealed`` after the names of keys.
 
 Laws: a key is on disk before anybody hears of it; what the far end answers is checked
 against the token and our own keys before anything is replaced; nothing here is lost when
@@ -13,7 +13,9 @@ it is cut off, and running it again goes on.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -27,18 +29,26 @@ from cryptography.x509.oid import NameOID
 from msgspec import structs
 
 from edgewise.identity import card as cards
-from edgewise.identity import tpm_node
+from edgewise.identity import tpm_node, tpm_sealing
 from edgewise.identity.attestation import attest_binding, binding, factory_bytes
 from edgewise.identity.bundles import roots_for
 from edgewise.identity.card import Card
 from edgewise.identity.ports import AttestLine, JoinLine, OpenTpm, WorkloadIssuerLine
-from edgewise.identity.signatures import sign_bytes, sign_with, spki_of
+from edgewise.identity.signatures import (
+    FileKey,
+    issued_by,
+    key_der,
+    key_pem,
+    sign_with,
+)
 from edgewise.identity.tokens import (
     join_proof_bytes,
     rejoin_proof_bytes,
     renew_proof_bytes,
 )
 from edgewise.identity.tpm_node import TpmFile, TpmKey
+from edgewise.identity.tpm_sealing import Vault
+from edgewise.identity.tpm_structures import Sealed
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.protocol.attest import (
@@ -67,11 +77,16 @@ from edgewise.runtime.credentials import (
     certificates_in,
     fingerprint,
     pem_of,
+    seal_file,
+    sealed_path,
+    wipe,
     write_private,
 )
 
 BUNDLES_FILE: Final = "bundles.json"
 """What to trust, as the hub signed it: for the resident agent and its workloads."""
+
+_AGE: Final = "age.key"
 
 Purpose = Literal["node-record/1", "receipt/1", "bundle/1"]
 
@@ -96,20 +111,6 @@ class EnrolmentKey(Protocol):
 
     def sign(self, data: bytes) -> bytes:
         """DER ECDSA over SHA-256."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileKey:
-    """``EnrolmentKey`` in a file of mode 0600."""
-
-    private: ec.EllipticCurvePrivateKey
-
-    @property
-    def spki(self) -> bytes:
-        return spki_of(self.private)
-
-    def sign(self, data: bytes) -> bytes:
-        return sign_bytes(self.private, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,50 @@ class MachineIdentity:
         write_private(self.directory / cards.TPM_FILE, encode(file))
         return TpmKey(file, self._tpm())
 
+    def vault(self) -> Vault | None:
+        """What opens sealed keys; None where they are plain files."""
+        path = self.directory / tpm_sealing.FILE
+        if not path.exists():
+            return None
+        key = self.tpm_key()
+        if key is None:
+            raise NeedsPerson(f"{path} is there without {cards.TPM_FILE}", hint="put it back")
+        sealed = decode(_read(path), Sealed, what=str(path), at_most=tpm_sealing.LARGEST)
+        return Vault(key.file.place, sealed, key.open, os.urandom)
+
+    def seal(self) -> None:
+        """Seal the keys of a node with a TPM; repeating it goes on where it was cut off."""
+        key = self.tpm_key()
+        if key is None:
+            return
+        vault = self.vault()
+        if vault is None:
+            vault = tpm_sealing.make(key.file.place, key.open, os.urandom)
+            write_private(self.directory / tpm_sealing.FILE, encode(vault.sealed))
+        self.credentials.settle()
+        for name in (self.credentials.key.name, _AGE):
+            seal_file(self.directory / name, partial(vault.wrap, name))
+        wipe(self.directory / "enrolment.key")  # of a join without the TPM that never ended
+
+    def own_key(self) -> SvidIssued | None:
+        """Certificate and key, where the key is sealed; None where it is a plain file."""
+        files = self.credentials
+        if not files.exist or not files.sealed_key.exists():
+            return None
+        card, chain = self.card(), certificates_in(files.chain)
+        key = _parsed(self._private(files.key), files.sealed_key)
+        return SvidIssued(card.spiffe_id, chain, key_der(key), card.not_before, card.not_after)
+
+    def _private(self, path: Path) -> bytes:
+        """A private file's content: the sealed one counts."""
+        sealed = sealed_path(path)
+        if not sealed.exists():
+            return _read(path)
+        vault = self.vault()
+        if vault is None:
+            raise NeedsPerson(f"{self.directory / tpm_sealing.FILE} is gone", hint="put it back")
+        return vault.unwrap(path.name, _read(sealed))
+
     def _tpm(self) -> OpenTpm:
         if self.open_tpm is None:
             raise NeedsPerson("this machine's key is in its TPM, which cannot be reached here")
@@ -186,11 +231,15 @@ class MachineIdentity:
 
     def age_identity(self) -> pyrage.x25519.Identity:
         """What secrets for this machine are sealed to; made at the first call."""
-        path = self.directory / "age.key"
-        if not path.exists():
-            write_private(path, f"{pyrage.x25519.Identity.generate()}\n".encode())
+        path, vault = self.directory / _AGE, self.vault()
+        if not path.exists() and not sealed_path(path).exists():
+            made = f"{pyrage.x25519.Identity.generate()}\n".encode()
+            if vault is None:
+                write_private(path, made)
+            else:
+                write_private(sealed_path(path), vault.wrap(_AGE, made))
         try:
-            return pyrage.x25519.Identity.from_str(_read(path).decode().strip())
+            return pyrage.x25519.Identity.from_str(self._private(path).decode().strip())
         except (pyrage.IdentityError, ValueError) as error:
             raise NeedsPerson(
                 f"{path} is damaged", hint="join this machine again with an empty state directory"
@@ -226,6 +275,7 @@ async def join(
     Raises what the hub says, and Untrusted for an answer that does not fit the token.
     """
     enrolment = identity.make_tpm_key(by) if isinstance(by, ByTpm) else identity.enrolment_key()
+    identity.seal()
     key = ec.generate_private_key(ec.SECP256R1())
     csr = _request(key, machine.name)
     ca_csr = b""
@@ -263,7 +313,7 @@ async def join(
     _keep_ca(identity, reply.ca_chain)
     _write_card(identity, card)
     # Last: with the certificate in place the machine counts as joined.
-    identity.credentials.replace(key_pem=_pem(key), chain=reply.chain)
+    _keep_pair(identity, key, reply.chain)
     return card
 
 
@@ -362,11 +412,7 @@ async def svids(
             SvidIssued(
                 svid.spiffe_id,
                 svid.chain,
-                key.private_bytes(
-                    serialization.Encoding.DER,
-                    serialization.PrivateFormat.PKCS8,
-                    serialization.NoEncryption(),
-                ),
+                key_der(key),
                 leaf.not_valid_before_utc,
                 leaf.not_valid_after_utc,
             )
@@ -398,7 +444,7 @@ def _renewed(
 ) -> Card:
     fresh = _card_with(card, *_leaf(chain, key, card.id, identity.credentials.root_certificates()))
     _keep_ca(identity, ca_chain)
-    identity.credentials.replace(key_pem=_pem(key), chain=chain)
+    _keep_pair(identity, key, chain)
     _write_card(identity, fresh)
     return fresh
 
@@ -461,7 +507,7 @@ def _leaf(
         anchors = {fingerprint(der): x509.load_der_x509_certificate(der) for der in roots}
         for lower, upper in pairwise(found):
             lower.verify_directly_issued_by(upper)
-        above = [name for name, root in anchors.items() if _issued_by(found[-1], root)]
+        above = [name for name, root in anchors.items() if issued_by(found[-1], root)]
     except (
         ValueError,
         TypeError,
@@ -477,12 +523,14 @@ def _leaf(
     return found[0], above[0]
 
 
-def _issued_by(certificate: x509.Certificate, anchor: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(anchor)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+def _keep_pair(
+    identity: MachineIdentity, key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...]
+) -> None:
+    files, vault = identity.credentials, identity.vault()
+    if vault is None:
+        files.replace(key_pem=key_pem(key), chain=chain)
+    else:
+        files.replace_sealed(sealed_key=vault.wrap(files.key.name, key_pem(key)), chain=chain)
 
 
 def _keep_ca(identity: MachineIdentity, chain: tuple[bytes, ...]) -> None:
@@ -513,9 +561,13 @@ def _request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
-        write_private(path, _pem(ec.generate_private_key(ec.SECP256R1())))
+        write_private(path, key_pem(ec.generate_private_key(ec.SECP256R1())))
+    return _parsed(_read(path), path)
+
+
+def _parsed(pem: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(_read(path), None)
+        key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise NeedsPerson(
             f"{path} is damaged: {error}", hint="put it back, or join again with a new token"
@@ -523,14 +575,6 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise NeedsPerson(f"{path} is not an ECDSA key", hint="join again with a new token")
     return key
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def _read(path: Path) -> bytes:

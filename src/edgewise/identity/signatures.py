@@ -7,7 +7,9 @@ key). A key is identified by the hex SHA-256 of its DER SubjectPublicKeyInfo.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
@@ -24,6 +26,30 @@ def spki_of(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> byte
     return key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """PEM PKCS#8, not encrypted."""
+    return _pkcs8(key, serialization.Encoding.PEM)
+
+
+def key_der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """DER PKCS#8, not encrypted."""
+    return _pkcs8(key, serialization.Encoding.DER)
+
+
+def _pkcs8(key: ec.EllipticCurvePrivateKey, encoding: serialization.Encoding) -> bytes:
+    plain = serialization.NoEncryption()
+    return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+
+
+def issued_by(certificate: x509.Certificate, anchor: x509.Certificate) -> bool:
+    """Whether the anchor's key signed this certificate, by name and signature."""
+    try:
+        certificate.verify_directly_issued_by(anchor)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def public_key(spki: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
@@ -46,6 +72,20 @@ def sign_bytes(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, data
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(data, ec.ECDSA(hashes.SHA256()))
     return key.sign(data)
+
+
+@dataclass(frozen=True, slots=True)
+class FileKey:
+    """``identity.on_agent.EnrolmentKey`` in a file of mode 0600."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @property
+    def spki(self) -> bytes:
+        return spki_of(self.private)
+
+    def sign(self, data: bytes) -> bytes:
+        return sign_bytes(self.private, data)
 
 
 def sign_with(pem: bytes, data: bytes, what: str) -> bytes:

@@ -74,8 +74,8 @@ class TpmKey:
         if public.wire != self.file.public:
             raise NeedsPerson(
                 "the TPM makes another enrolment key than the one that joined",
-                hint="was it cleared, or the board changed? join again with an empty state "
-                "directory",
+                hint="was it cleared, or the board changed? `edgewise node forget NAME` at the "
+                "hub, then `edgewise agent join - --tpm --anew` here",
             )
 
     def prove(self, keys: TpmKeys, challenge: JoinChallenge, bound: bytes) -> TpmProof:

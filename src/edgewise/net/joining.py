@@ -18,6 +18,7 @@ from edgewise.model.errors import EdgewiseError, NotFound, TryLater, Untrusted
 from edgewise.net.client import Client, Endpoint
 from edgewise.net.tls import (
     CredentialFiles,
+    Shown,
     client_context,
     pinned,
     pinned_context,
@@ -111,14 +112,22 @@ async def by_token(token: Token, clock: Clock) -> Doorway:
 
 
 def by_identity(
-    card: Card, credentials: CredentialFiles, clock: Clock, *, expired: bool = False
+    card: Card,
+    credentials: CredentialFiles,
+    clock: Clock,
+    *,
+    expired: bool = False,
+    own: Shown | None = None,
 ) -> Doorway:
-    """For renewal with the present certificate, or (``expired``) for rejoin without it."""
+    """For renewal with the present certificate, or (``expired``) for rejoin without it.
+
+    ``own``: see ``client_context``.
+    """
     check_time = not clock_is_wrong(clock.now(), card.validity)
     if expired:
         tls = pinned_context(credentials.root_certificates(), check_time=check_time)
     else:
-        tls = client_context(credentials, check_time=check_time)
+        tls = client_context(credentials, check_time=check_time, own=own)
     return Doorway(Client(Endpoint(card.urls, tls, card.expects), clock))
 
 

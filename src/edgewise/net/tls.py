@@ -15,16 +15,16 @@ import os
 import ssl
 from base64 import encodebytes
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from edgewise.identity.names import well_placed
-from edgewise.identity.workload_ports import LocalSvid
 from edgewise.model.errors import NeedsPerson, Untrusted
 from edgewise.model.names import SpiffeId
 from edgewise.runtime.credentials import CredentialFiles, fingerprint, pem_of
 
 __all__ = [
     "CredentialFiles",
+    "Shown",
     "client_context",
     "foreign_context",
     "load_svid",
@@ -46,6 +46,18 @@ SMALL_BUFFER: Final = 16 << 10
 """One TLS record: what a connection of the agent needs to hold."""
 
 
+class Shown(Protocol):
+    """A certificate and its key in memory: LocalSvid, SvidIssued."""
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """DER, leaf first."""
+
+    @property
+    def key(self) -> bytes:
+        """DER PKCS#8."""
+
+
 def server_context(credentials: CredentialFiles) -> ssl.SSLContext:
     """For hub and relay. A client certificate is optional here, and routes require it.
 
@@ -62,15 +74,27 @@ def server_context(credentials: CredentialFiles) -> ssl.SSLContext:
     return context
 
 
-def client_context(credentials: CredentialFiles, *, check_time: bool = True) -> ssl.SSLContext:
+def client_context(
+    credentials: CredentialFiles, *, check_time: bool = True, own: Shown | None = None
+) -> ssl.SSLContext:
     """For whoever has an identity. The server must chain to the identity's roots.
 
     ``check_time=False`` is for a node whose clock is known to be wrong (before its own
     certificate's beginning): it would otherwise never get a connection to learn the time.
+    ``own`` is shown instead of the files: where the key on the disk is sealed.
     Raises NeedsPerson when the files are missing or do not fit together.
     """
     context = _client(check_time=check_time)
-    _load(context, credentials)
+    if own is None:
+        _load(context, credentials)
+    else:
+        try:
+            load_svid(context, own)
+        except (OSError, ValueError) as error:
+            raise NeedsPerson(
+                f"the certificate in {credentials.directory} does not fit its sealed key: {error}",
+                hint="put back the files of one moment, or join again with --anew",
+            ) from error
     _load_roots(context, credentials.root_certificates())
     return context
 
@@ -147,7 +171,7 @@ def reload(context: ssl.SSLContext, credentials: CredentialFiles) -> None:
     _load(context, credentials)
 
 
-def load_svid(context: ssl.SSLContext, svid: LocalSvid) -> None:
+def load_svid(context: ssl.SSLContext, svid: Shown) -> None:
     """Show this SVID in every handshake from now on. Raises ssl.SSLError, OSError.
 
     OpenSSL reads keys from files only; this one is in memory, and gone afterwards.

@@ -235,6 +235,8 @@ class NodeDetail(msgspec.Struct, frozen=True):
     receipts: tuple[ReceiptLine, ...] = ()
     free_bytes: int = 0
     identity: NodeIdentity = NodeIdentity()
+    keys: Literal["", "tpm", "file"] = ""
+    """How its private keys lie on its disk, as it says; empty: it has not said."""
 
 
 class ReceiptLine(msgspec.Struct, frozen=True):

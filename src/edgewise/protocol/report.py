@@ -58,6 +58,8 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sequence of the newest trust bundles that it has verified and uses."""
     issuer: str = ""
     """Hex SHA-256 of the root certificate above its own: tells when a root is used no more."""
+    keys: Literal["", "tpm", "file"] = ""
+    """How its private keys lie on its disk: sealed to its TPM, or as files; empty: not said."""
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -102,6 +102,19 @@ class SvidsTask(msgspec.Struct, frozen=True, tag="svids"):
     wanted: tuple[SvidAsk, ...]
 
 
+class OwnKeyTask(msgspec.Struct, frozen=True, tag="own-key"):
+    """Open the node's own key; seal it first if it is not. Answer: ``OwnKey``."""
+
+
+class OwnKey(msgspec.Struct, frozen=True):
+    """The certificate and key of the node itself, from one moment: they fit together."""
+
+    svid: SvidIssued | None = None
+    """None: they lie in plain files."""
+    problem: str = ""
+    """Why they could not be sealed to the TPM, which this node has."""
+
+
 Task = (
     VerifyTask
     | FetchTask
@@ -112,6 +125,7 @@ Task = (
     | JoinTask
     | AttestTask
     | SvidsTask
+    | OwnKeyTask
 )
 
 

@@ -47,7 +47,7 @@ from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
-from edgewise.runtime.credentials import CredentialFiles, write_private
+from edgewise.runtime.credentials import CredentialFiles, keys_at_rest, write_private
 from edgewise.runtime.hidden import hidden
 from edgewise.runtime.log import Level, Log, StreamLog
 
@@ -229,7 +229,7 @@ class _Agent:
         for_apps: _ForApps,
     ) -> None:
         await self._join(worker)
-        upstream = Upstream(self._settings.state, self._clock)
+        upstream = Upstream(self._settings.state, self._clock, worker)
         workloads = for_apps.workloads
         workloads.joined(upstream.card.id.trust_domain, lambda: upstream.client)
         about = About(
@@ -264,6 +264,14 @@ class _Agent:
             workloads.joined(upstream.card.id.trust_domain, lambda: upstream.client)
             rollout.changed()
 
+        def opened(problem: str) -> None:
+            rollout.keys = keys_at_rest(self._settings.state / "identity")
+            rollout.changed()
+            if problem:
+                self._log.event("keys are not sealed", "warning", problem=problem)
+
+        opened("")
+        upstream.on_opened, upstream.on_locked = opened, self._locked
         keeper = CertificateKeeper(upstream, worker, self._clock, self._chance, self._log, renewed)
         parts = [
             rollout.run(),
@@ -284,6 +292,10 @@ class _Agent:
                 task.cancel()
         (self._settings.state / "ready.json").unlink(missing_ok=True)
         await upstream.close()
+
+    def _locked(self, error: EdgewiseError) -> None:
+        """Apps and release go on; without its key the node can only not speak to its hub."""
+        self._log.event("own key is locked", "error", problem=str(error), hint=error.hint)
 
     def _is_ready(self, card: Card) -> None:
         # What was made until now lives as long as the agent: never look at it again.
@@ -383,6 +395,7 @@ def local_status(state: Path) -> dict[str, Any]:
         card = read_card(state)
         status |= {"id": card.spiffe_id, "urls": list(card.urls)}
         status["certificate_until"] = card.not_after.isoformat()
+        status["keys"] = keys_at_rest(state / "identity")
     except NeedsPerson as error:
         status["problem"] = str(error)
     if kept is not None:

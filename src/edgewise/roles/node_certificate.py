@@ -3,6 +3,9 @@
 Renewed early when another root signs now; proven by the enrolment key when the certificate is
 refused or has ended; and when the far end itself is not believed any more, because the root
 was replaced while this node was away, the signed trust bundles say whom to believe.
+
+On a node with a TPM the key on the disk is sealed; the worker opens it, and here it is held in
+memory. While it cannot be opened there is no line, and everything else goes on.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from typing import Final, Protocol
 from edgewise.identity import card as cards
 from edgewise.identity.card import Card
 from edgewise.identity.rotation import clock_is_wrong, renew_at
-from edgewise.model.errors import EdgewiseError, NeedsPerson
+from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
 from edgewise.net.client import CertificateRefused, Client, Endpoint, SyncLine
 from edgewise.net.http1 import ClosedEarly
 from edgewise.net.tls import client_context
 from edgewise.protocol.codec import decode
 from edgewise.protocol.sync import SyncReply, SyncRequest
+from edgewise.protocol.tasks import OwnKey, SvidIssued
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
@@ -51,6 +55,13 @@ class Renewer(Protocol):
         """Ask whom to believe, without believing who is asked; whether that changed."""
 
 
+class OwnKeys(Protocol):
+    """Who opens sealed keys: host.worker.WorkerProcess, roles.worker.InProcessWorker."""
+
+    async def own_key(self) -> OwnKey:
+        """Raises NeedsPerson, TryLater while the TPM does not open it."""
+
+
 _PATIENT: Final = Timing()
 
 
@@ -67,11 +78,15 @@ def read_card(state: Path) -> Card:
 
 
 class Upstream:
-    """The line to the relay or hub."""
+    """The line to the relay or hub. ``keys`` is for nodes that have a TPM."""
 
-    def __init__(self, state: Path, clock: Clock) -> None:
+    def __init__(self, state: Path, clock: Clock, keys: OwnKeys | None = None) -> None:
         self._state = state
         self._clock = clock
+        has_tpm = (state / "identity" / cards.TPM_FILE).exists()
+        self._keys = keys if has_tpm else None
+        self._own: SvidIssued | None = None
+        self._opening = asyncio.Lock()
         self.refused = asyncio.Event()
         """The far end does not take our certificate: rejoin."""
         self.stranger = asyncio.Event()
@@ -80,26 +95,55 @@ class Upstream:
         """Whom we trust has changed: look at our own certificate again."""
         self.on_trust: Callable[[], None] = lambda: None
         """Called when other roots are believed than before."""
+        self.on_opened: Callable[[str], None] = lambda problem: None
+        """Called when a TPM's node has its key: empty, or why that lies unsealed on the disk."""
+        self.on_locked: Callable[[EdgewiseError], None] = lambda error: None
+        """Called each time when the key cannot be opened."""
         self.card = read_card(state)
-        self._line = self._connect()
+        self._line = self._connect() if self._keys is None else None
 
     @property
     def client(self) -> Client:
-        """For other questions than the long poll; ask for it each time."""
+        """For other questions than the long poll; ask for it each time.
+
+        Raises TryLater while this node's key is not open.
+        """
+        if self._line is None:
+            raise TryLater("this node's own key is not open yet", hint="see the agent's log")
         return self._line.client
+
+    async def _opened(self) -> SyncLine:
+        async with self._opening:
+            if self._line is None:
+                await self._open_key()
+                self._line = self._connect()
+            return self._line
+
+    async def _open_key(self) -> None:
+        if self._keys is None:
+            return
+        try:
+            found = await self._keys.own_key()
+        except EdgewiseError as error:
+            self.on_locked(error)
+            raise
+        self._own = found.svid
+        self.on_opened(found.problem)
 
     def _connect(self) -> SyncLine:
         return SyncLine(Client(self._endpoint(), self._clock))
 
     def _endpoint(self) -> Endpoint:
         check_time = not clock_is_wrong(self._clock.now(), self.card.validity)
-        tls = client_context(CredentialFiles(self._state / "identity"), check_time=check_time)
+        files = CredentialFiles(self._state / "identity")
+        tls = client_context(files, check_time=check_time, own=self._own)
         return Endpoint(self.card.urls, tls, self.card.expects)
 
     def retrusted(self) -> None:
         """Believe the roots that are on disk now, from the next connection on."""
-        self._line.client.endpoint = self._endpoint()
-        self._line.client.forget_connections()
+        if self._line is not None:
+            self._line.client.endpoint = self._endpoint()
+            self._line.client.forget_connections()
         self.looked.set()
         self.on_trust()
 
@@ -111,18 +155,22 @@ class Upstream:
 
     async def renewed(self) -> None:
         """Read the new certificate; calls that wait break off and come again with it."""
-        old = self._line.client
-        self.card = read_card(self._state)
-        self._line = self._connect()
+        async with self._opening:
+            old = self._line
+            self.card = read_card(self._state)
+            await self._open_key()
+            self._line = self._connect()
         self.refused.clear()
-        await old.close()
+        if old is not None:
+            await old.client.close()
 
     async def exchange(self, request: SyncRequest, hold: timedelta) -> SyncReply | None:
         """See ``rollout.node_ports.Line``."""
-        client = self._line.client
+        line = await self._opened()
+        client = line.client
         before = client.strangers
         try:
-            return await self._line.exchange(request, hold)
+            return await line.exchange(request, hold)
         except CertificateRefused:
             self.refused.set()
             raise
@@ -136,7 +184,8 @@ class Upstream:
 
     async def close(self) -> None:
         """Break off what waits."""
-        await self._line.client.close()
+        if self._line is not None:
+            await self._line.client.close()
 
 
 @dataclass(slots=True)

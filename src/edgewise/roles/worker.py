@@ -50,6 +50,8 @@ from edgewise.protocol.tasks import (
     FetchTask,
     JoinTask,
     OpenTask,
+    OwnKey,
+    OwnKeyTask,
     Progress,
     RenewTask,
     RetrustTask,
@@ -110,7 +112,8 @@ class InProcessWorker:
     def _client(self) -> Client:
         card = self.identity.card()
         check_time = not clock_is_wrong(self.clock.now(), card.validity)
-        tls = client_context(self.identity.credentials, check_time=check_time)
+        mine = self.identity
+        tls = client_context(mine.credentials, check_time=check_time, own=mine.own_key())
         # Many small files are bound by round trips, so a fetch uses more connections.
         return Client(Endpoint(card.urls, tls, card.expects), self.clock, 8)
 
@@ -179,11 +182,27 @@ class InProcessWorker:
     async def renew(self, *, rejoin: bool) -> None:
         """A new certificate, by the present one or by the enrolment key."""
         mine = self.identity
-        doorway = by_identity(mine.card(), mine.credentials, self.clock, expired=rejoin)
+        own = None if rejoin else mine.own_key()
+        doorway = by_identity(mine.card(), mine.credentials, self.clock, expired=rejoin, own=own)
         try:
             await (identity.rejoin if rejoin else identity.renew)(mine, doorway)
         finally:
             await doorway.close()
+
+    async def own_key(self) -> OwnKey:
+        """The node's own key, sealed from now on where it has a TPM.
+
+        Raises NeedsPerson and TryLater for a sealed key that cannot be opened. A key that lies
+        there in plain still serves when it cannot be sealed: an upgrade must lose no node.
+        """
+        mine, problem = self.identity, ""
+        try:
+            mine.seal()
+        except EdgewiseError as error:
+            if mine.credentials.sealed_key.exists():
+                raise
+            problem = str(error)
+        return OwnKey(mine.own_key(), problem)
 
     async def svids(self, wanted: tuple[SvidAsk, ...]) -> tuple[SvidIssued, ...]:
         """X509-SVIDs of workloads, for keys that are made here and kept nowhere."""
@@ -224,7 +243,8 @@ class InProcessWorker:
     async def attest(self) -> AttestReply:
         """Say anew what was booted."""
         mine = self.identity
-        doorway = by_identity(mine.card(), mine.credentials, self.clock)
+        own = mine.own_key()
+        doorway = by_identity(mine.card(), mine.credentials, self.clock, own=own)
         try:
             return await identity.attest(mine, doorway)
         finally:
@@ -252,6 +272,8 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
             return await worker.attest()
         case SvidsTask(wanted):
             return await worker.svids(wanted)
+        case OwnKeyTask():
+            return await worker.own_key()
         case _:
             assert_never(task)
 

@@ -98,6 +98,8 @@ class NodeRollout:
         """Called after another record has been verified and kept."""
         self.issuer = ""
         """The root above the node's certificate, for the observation."""
+        self.keys: Literal["", "tpm", "file"] = ""
+        """How the node's keys lie on its disk, for the observation."""
         self._checked: int | None = None
         """Mark of the news that were checked last."""
 
@@ -479,6 +481,7 @@ class NodeRollout:
             channel=self._kept.channel.sequence if self._kept.channel else 0,
             bundles=self._kept.bundles,
             issuer=self.issuer,
+            keys=self.keys,
         )
 
 

@@ -12,21 +12,26 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from edgewise.identity.ports import OpenTpm
+from edgewise.identity.ports import NewSession, OpenTpm
 from edgewise.identity.ports import Tpm as Port
-from edgewise.identity.tpm_keys import kdfa, kdfe
+from edgewise.identity.tpm_keys import aes_cfb, kdfa, kdfe
 from edgewise.identity.tpm_structures import (
     ATTEST_CERTIFY,
     ATTEST_QUOTE,
     ECDSA,
     GENERATED,
+    SEAL_LARGEST,
     SHA256,
+    STORAGE,
     Public,
     Reader,
+    Sealed,
+    parse_sealed,
+    sealed_template,
     selection_wire,
     sized,
 )
-from edgewise.model.errors import NeedsPerson
+from edgewise.model.errors import BadUsage, NeedsPerson
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
@@ -120,6 +125,33 @@ class MemoryTpm:
             raise NeedsPerson("the TPM refuses command 0x147: response code 0x1df")
         return _opened(kdfa(inner, b"STORAGE", key.public.name, b"", 128), encrypted)
 
+    def seal(self, secret: bytes, session: NewSession) -> Sealed:
+        """TPM2_Create; in memory there is no bus to hide anything from."""
+        if not 0 < len(secret) <= SEAL_LARGEST:
+            raise BadUsage(f"a TPM seals 1 to {SEAL_LARGEST} bytes, not {len(secret)}")
+        with self.own_key(STORAGE) as parent:
+            public = sealed_template(hashlib.sha256(b"unique" + secret).digest())
+            key = self._sealing(parent)
+            private = aes_cfb(key, bytes(16), secret)
+            mac = hmac.new(key, private + public, hashlib.sha256).digest()
+            return Sealed(parent.public.wire, public, mac + private)
+
+    def unseal(self, sealed: Sealed, session: NewSession) -> bytes:
+        """TPM2_Load and TPM2_Unseal."""
+        parse_sealed(sealed.public)
+        with self.own_key(STORAGE) as parent:
+            if parent.public.wire != sealed.parent:
+                raise NeedsPerson("the keys of this node are sealed to another TPM")
+            key, mac, private = self._sealing(parent), sealed.private[:32], sealed.private[32:]
+            good = hmac.new(key, private + sealed.public, hashlib.sha256).digest()
+            if not hmac.compare_digest(mac, good):
+                raise NeedsPerson("the TPM refuses command 0x157: response code 0x1df")
+            return aes_cfb(key, bytes(16), private, opens=True)
+
+    def _sealing(self, parent: MemoryKey) -> bytes:
+        private = parent.private.private_numbers().private_value.to_bytes(32, "big")
+        return hashlib.sha256(private).digest()[:16]
+
     def read_pcrs(self, pcrs: Iterable[int]) -> dict[int, bytes]:
         """TPM2_PCR_Read."""
         return {pcr: self.pcrs[pcr] for pcr in sorted(set(pcrs))}
@@ -154,16 +186,8 @@ class _Opened:
 
 
 def _opened(key: bytes, encrypted: bytes) -> bytes:
-    """AES-128-CFB with a zero IV, the other way round; the value without its length."""
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-    made, before = b"", bytes(16)
-    for start in range(0, len(encrypted), 16):
-        piece = encrypted[start : start + 16]
-        made += bytes(a ^ b for a, b in zip(piece, block.update(before), strict=False))
-        before = piece
-    return Reader(made, "a credential").sized()
+    """The value without its length."""
+    return Reader(aes_cfb(key, bytes(16), encrypted, opens=True), "a credential").sized()
 
 
 def _meets_its_port(tpm: MemoryTpm) -> tuple[Port, OpenTpm]:

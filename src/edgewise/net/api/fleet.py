@@ -252,6 +252,7 @@ class FleetRoutes:
             tuple(receipt_line(receipt) for receipt in receipts),
             said.free_bytes,
             _identity(enrolled, self._view.attested(enrolled.name)),
+            said.keys,
         )
 
     async def explain(self, call: Call[None]) -> Explanation:
