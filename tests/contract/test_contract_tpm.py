@@ -1,7 +1,9 @@
 """What every TPM does, the one in memory and a real one (swtpm) alike."""
 
 import hashlib
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from edgewise.host.tpm import open_tpm
 from edgewise.identity import tpm_keys
 from edgewise.identity.ports import OpenTpm
+from edgewise.identity.tpm_session import SaltedSession
 from edgewise.identity.tpm_structures import (
     AK,
     AK_REQUIRED,
@@ -18,12 +21,14 @@ from edgewise.identity.tpm_structures import (
     EK_ECC,
     EK_RSA,
     KEY_REQUIRED,
+    SEAL_LARGEST,
     SHA256,
+    Public,
     enrolment_template,
     parse_attested,
     parse_public,
 )
-from edgewise.model.errors import EdgewiseError
+from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson
 from edgewise.testing.swtpm import SwTpm, missing
 from edgewise.testing.tpm import MemoryTpm
 
@@ -201,3 +206,40 @@ def test_nothing_stays_loaded_however_often_a_real_tpm_is_used(tmp_path: Path) -
             with pytest.raises(EdgewiseError):
                 tpm.activate(ak, ek, bad.blob, bad.secret)
     real.stop()
+
+
+def session(key: Public) -> SaltedSession:
+    return SaltedSession(key, os.urandom)
+
+
+def test_what_is_sealed_opens_again_also_after_a_power_cut(chip: Chip) -> None:
+    with chip.open(chip.place) as tpm:
+        sealed = tpm.seal(b"k" * 32, session)
+        assert tpm.unseal(sealed, session) == b"k" * 32
+    chip.power_cycle()
+    with chip.open(chip.place) as tpm:
+        assert tpm.unseal(sealed, session) == b"k" * 32
+        assert b"k" * 32 not in sealed.private
+        longest = tpm.seal(bytes(range(SEAL_LARGEST)), session)
+        assert tpm.unseal(longest, session) == bytes(range(SEAL_LARGEST))
+
+
+def test_a_cleared_tpm_opens_nothing_that_was_sealed_before(chip: Chip) -> None:
+    with chip.open(chip.place) as tpm:
+        sealed = tpm.seal(b"k" * 32, session)
+    chip.made.clear()
+    with chip.open(chip.place) as tpm, pytest.raises(NeedsPerson, match="another TPM"):
+        tpm.unseal(sealed, session)
+
+
+def test_a_sealed_object_that_was_changed_is_refused(chip: Chip) -> None:
+    with chip.open(chip.place) as tpm:
+        sealed = tpm.seal(b"k" * 32, session)
+        private = sealed.private[:-1] + bytes([sealed.private[-1] ^ 1])
+        for bad in (replace(sealed, private=private), replace(sealed, public=b"\0\1")):
+            with pytest.raises(EdgewiseError):
+                tpm.unseal(bad, session)
+        for size in (0, SEAL_LARGEST + 1):
+            with pytest.raises(BadUsage):
+                tpm.seal(bytes(size), session)
+        assert tpm.unseal(sealed, session) == b"k" * 32

@@ -106,9 +106,10 @@ def test_a_machine_joins_by_its_tpm_is_quarantined_for_another_boot_and_comes_ba
             "--root", invited["root"], "--tuf-root", invited["tuf_root"], "--state", str(node),
         )  # fmt: skip
         assert "spiffe://east.acme/node/kiosk-7" in joined.stdout, joined.stderr
-        assert not (node / "identity" / "enrolment.key").exists()
+        assert not list(node.rglob("*.key"))
         with agent(shell, node):
             watch(shell, repo, chip)
+        clear(shell, chip, node, invited)
         audit = shell.run("audit", "-o", "json").stdout
         for word in ("decision.quarantined", "decision.released", "its TPM"):
             assert word in audit
@@ -137,6 +138,35 @@ def watch(shell: Shell, repo: Repo, chip: SwTpm) -> None:
     until(lambda: not node()["identity"]["reason"], "it attests well again")
     until(lambda: "quarantined" not in node()["summary"]["reason"], "it is let go")
     assert node()["identity"]["reference"] == "image-2"
+
+
+def clear(shell: Shell, chip: SwTpm, node: Path, invited: Any) -> None:
+    """The TPM is cleared: the agent says so and goes on; the machine joins anew."""
+
+    def shown() -> Any:
+        return json.loads(shell.run("node", "show", "kiosk-7", "-o", "json").stdout)
+
+    assert shown()["keys"] == "tpm"
+    status = shell.run("agent", "status", "--state", str(node), "-o", "json").stdout
+    assert json.loads(status)["keys"] == "tpm"
+    chip.clear()
+    log = node.parent / "agent.log"
+    with agent(shell, node):
+        until(lambda: "own key is locked" in log.read_text(), "it says that its key is locked")
+        until(lambda: "ready" in log.read_text(), "it serves its apps all the same")
+    assert "it was cleared since" in log.read_text()
+    assert "--anew" in log.read_text()
+    again = ("agent", "join", invited["invitation"], "--tpm", "--tpm-device", chip.place)
+    again = (*again, "--state", str(node))
+    assert "joined already" in shell.run(*again).stderr + shell.run(*again).stdout
+    forgotten = shell.run("node", "forget", "kiosk-7", "--yes")
+    assert forgotten.returncode == 0, forgotten.stderr
+    joined = shell.run(*again, "--anew")
+    assert joined.returncode == 0, joined.stderr
+    assert not (node / "identity.before").exists()
+    assert not list(node.rglob("*.key"))
+    with agent(shell, node):
+        until(lambda: shown()["summary"]["online"], "it speaks to its hub again")
 
 
 class agent:
