@@ -50,11 +50,16 @@ _NUMBER: Final = re.compile(rb"[0-9]{1,6}")
 class Poll:
     """One poll, as far as its judges look at it."""
 
-    transport: asyncio.Transport
+    line: PollLine
     path: str
     raw: bytes
     peer: Peer | None = None
     method: str = "POST"
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """None once the caller has gone."""
+        return self.line.transport
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -108,11 +113,13 @@ def _length(headers: bytes) -> int | None:
 class PollLine(asyncio.Protocol):
     """One connection."""
 
-    __slots__ = ("_full", "_lines", "_received", "_task", "_transport", "heard")
+    __slots__ = ("_full", "_lines", "_received", "_task", "heard", "peer", "transport")
 
     def __init__(self, lines: PollLines) -> None:
         self._lines = lines
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
+        self.peer: Peer | None = None
+        """Whom the certificate names, once asked: a connection never gets another one."""
         self._received = b""
         self._task: asyncio.Task[Bytes | None] | None = None
         self._full = False
@@ -127,7 +134,7 @@ class PollLine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         # uvloop keeps the certificate's fields, read out, for whoever might ask; net.peers asks
         # the connection itself. 2 KB.
         if fields := transport.get_extra_info("peercert"):
@@ -139,7 +146,7 @@ class PollLine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol. What is being answered goes on: it may be writing."""
-        self._transport, self._received = None, b""
+        self.transport, self._received = None, b""
         self._lines.drop(self)
 
     def pause_writing(self) -> None:
@@ -160,7 +167,7 @@ class PollLine(asyncio.Protocol):
             self.abort()
 
     def _next(self) -> None:
-        transport = self._transport
+        transport = self.transport
         if transport is None or not self._received or self._task is not None:
             return
         found = poll_in(self._received, self._lines.paths)
@@ -168,14 +175,14 @@ class PollLine(asyncio.Protocol):
             self._hand_over(transport)
         elif found:
             path, begin, end = found
-            poll = Poll(transport, path, self._received[begin:end])
+            poll = Poll(self, path, self._received[begin:end])
             self._received = self._received[end:]
             self._task = self._lines.begin(poll)
             self._task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[Bytes | None]) -> None:
         self._task = None
-        transport = self._transport
+        transport = self.transport
         if transport is None or task.cancelled():
             self.abort()
             return
@@ -192,7 +199,7 @@ class PollLine(asyncio.Protocol):
 
     def _hand_over(self, transport: asyncio.Transport) -> None:
         """To the framework, as if it had had the connection from its first byte on."""
-        received, self._received, self._transport = self._received, b"", None
+        received, self._received, self.transport = self._received, b"", None
         self._lines.drop(self)
         handler = self._lines.framework()
         handler.connection_made(transport)
@@ -201,13 +208,13 @@ class PollLine(asyncio.Protocol):
 
     def end(self) -> None:
         """Close when what was answered is written."""
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def abort(self) -> None:
         """Close now; what is being answered is answered to nobody."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def cancel(self) -> None:
         """Give up what is being answered as well."""

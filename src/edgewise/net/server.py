@@ -34,7 +34,7 @@ from edgewise.model.errors import (
     Untrusted,
 )
 from edgewise.net import problems
-from edgewise.net.peers import peer_of
+from edgewise.net.peers import peer_of, read_peer
 from edgewise.net.poll_lines import BODY, ENDS, SLICE, Poll, PollLines
 from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, missing, query_of
 from edgewise.protocol.api import Problem
@@ -320,13 +320,12 @@ class Server:
         )
 
     def _peer(self, request: web.BaseRequest | Poll) -> Peer:
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the peer has gone")
-        address = transport.get_extra_info("peername")
-        peer = peer_of(
-            transport.get_extra_info("ssl_object"), str(address[0]) if address else "unknown"
-        )
+        if isinstance(request, Poll):
+            peer = request.line.peer
+            if peer is None:
+                peer = request.line.peer = _proven(request.transport, read_peer)
+        else:
+            peer = _proven(request.transport, peer_of)
         if peer.expires is not None and peer.expires < self._clock.now():
             # Verified at the handshake, expired since.
             return Peer(None, None, peer.address)
@@ -478,6 +477,13 @@ def _map_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
     except (OSError, AttributeError):
         return
+
+
+def _proven(transport: asyncio.Transport | None, read: Callable[[Any, str], Peer]) -> Peer:
+    if transport is None:
+        raise ConnectionResetError("the peer has gone")
+    address = transport.get_extra_info("peername")
+    return read(transport.get_extra_info("ssl_object"), str(address[0]) if address else "unknown")
 
 
 async def _read(request: web.BaseRequest, at_most: int) -> bytes:

@@ -102,7 +102,7 @@ def with_joined(
         if known is None:
             platform = node.platform or _platform(node.labels)
             together[node.name] = Candidate(
-                node.name, dict(node.labels), platform=platform, in_repo=False
+                node.name, node.labels, platform=platform, in_repo=False
             )
             continue
         labels = {**node.labels, **known.labels}
