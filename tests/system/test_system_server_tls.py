@@ -15,7 +15,7 @@ import pytest
 from edgewise.backends.pki.authority import Authority
 from edgewise.backends.pki.certificates import Hosts
 from edgewise.identity.people import EVERYTHING
-from edgewise.net.routes import ANYONE, PEOPLE, Call, Peer, Route
+from edgewise.net.routes import ANYONE, PEOPLE, Bytes, Call, Peer, Route
 from edgewise.net.server import Listen, Server
 from edgewise.net.tls import server_context
 from edgewise.runtime.credentials import CredentialFiles
@@ -28,6 +28,10 @@ pytestmark = pytest.mark.slow
 
 async def who(call: Call[None]) -> str:
     return str(call.peer.id)
+
+
+async def poll(call: Call[Any]) -> Bytes:
+    return Bytes(str(call.peer.id).encode())
 
 
 class Open:
@@ -49,6 +53,7 @@ class Hub:
         routes = [
             Route("GET", "/v1/who", "", who, PEOPLE, needs="viewer"),
             Route("GET", "/v1/open", "", who, ANYONE),
+            Route("POST", "/v1/poll", "", poll, PEOPLE, Any, needs="viewer", held=True),
         ]
         self.server = Server(routes, self.clock, SeededChance(), ListLog(), gate=Open())
 
@@ -91,6 +96,29 @@ async def test_a_certificate_that_expires_on_a_kept_connection_is_not_good_any_m
         refused = await session.get("/v1/who")
         assert refused.status == 401
         assert refused.headers["Connection"] == "close"
+
+
+async def test_a_certificate_that_expires_between_two_polls_is_not_good_any_more(
+    hub: Hub,
+) -> None:
+    async with hub.client("ada") as session:
+        for _ in range(2):
+            answer = await session.post("/v1/poll", data=b"{}")
+            assert await answer.text() == "spiffe://hub.acme/user/ada"
+            assert "Server" not in answer.headers  # its line answered, not the framework
+        hub.clock.set_wall(hub.clock.now() + timedelta(days=4000))
+        refused = await session.post("/v1/poll", data=b"{}")
+        assert refused.status == 401
+        assert refused.headers["Connection"] == "close"
+
+
+async def test_nobody_polls_under_the_name_of_the_connection_before(hub: Hub) -> None:
+    for name in ("ada", "grace"):
+        async with hub.client(name) as session:
+            answer = await session.post("/v1/poll", data=b"{}")
+            assert await answer.text() == f"spiffe://hub.acme/user/{name}"
+    async with hub.client() as session:
+        assert (await session.post("/v1/poll", data=b"{}")).status == 401
 
 
 async def test_a_stranger_from_another_organisation_does_not_get_past_the_handshake(
