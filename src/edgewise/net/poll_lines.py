@@ -189,7 +189,7 @@ class PollLine(asyncio.Protocol):
         self.heard = self._lines.now()
         answer = task.result()
         ends = self._lines.closing or (answer is not None and answer.status in ENDS)
-        data = self._lines.head(answer, ends=ends) + (answer.data if answer is not None else b"")
+        data = self._lines.written(answer, ends=ends)
         for start in range(0, len(data), SLICE):
             transport.write(data[start : start + SLICE])
         if ends:
@@ -241,6 +241,7 @@ class PollLines:
         self._clock = clock
         self._lines: set[PollLine] = set()
         self._date = 0, b""
+        self._shared: tuple[Bytes, bytes] | None = None
         self.closing = False
 
     def __len__(self) -> int:
@@ -288,23 +289,34 @@ class PollLines:
             if line.running is not None:
                 line.cancel()
 
-    def head(self, answer: Bytes | None, *, ends: bool) -> bytes:
-        """Status line and headers (RFC 9110, section 6.6.1: with the date)."""
+    def written(self, answer: Bytes | None, *, ends: bool) -> bytes:
+        """The answer as it is sent. One that thousands share is put together once a second."""
         now = self._clock.now()
         second = int(now.timestamp())
         if second != self._date[0]:
             self._date = second, format_datetime(now, usegmt=True).encode()
+            self._shared = None
         if answer is None:
             return _NOTHING % self._date[1]
-        lines = [
-            b"HTTP/1.1 %d %s" % (answer.status, _reason(answer.status)),
-            b"Date: " + self._date[1],
-            b"Content-Type: " + answer.content_type.encode(),
-            b"Content-Length: %d" % len(answer.data),
-            *(f"{name}: {value}".encode("latin-1") for name, value in answer.headers.items()),
-            *([b"Connection: close"] if ends else []),
-        ]
-        return b"\r\n".join((*lines, b"", b""))
+        if ends:
+            return _head(answer, self._date[1], b"Connection: close\r\n") + answer.data
+        if self._shared is None or self._shared[0] is not answer:
+            self._shared = answer, _head(answer, self._date[1], b"") + answer.data
+        return self._shared[1]
+
+
+def _head(answer: Bytes, date: bytes, more: bytes) -> bytes:
+    """Status line and headers (RFC 9110, section 6.6.1: with the date)."""
+    named = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+    return b"HTTP/1.1 %d %b\r\nDate: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n" % (
+        answer.status,
+        _reason(answer.status),
+        date,
+        answer.content_type.encode(),
+        len(answer.data),
+        named.encode("latin-1"),
+        more,
+    )
 
 
 _NOTHING: Final = b"HTTP/1.1 204 No Content\r\nDate: %s\r\n\r\n"
