@@ -149,6 +149,8 @@ def clear(shell: Shell, chip: SwTpm, node: Path, invited: Any) -> None:
     assert shown()["keys"] == "tpm"
     status = shell.run("agent", "status", "--state", str(node), "-o", "json").stdout
     assert json.loads(status)["keys"] == "tpm"
+    assert "sealed to its TPM" in shell.run("agent", "status", "--state", str(node)).stdout
+    assert "sealed to its TPM" in shell.run("node", "show", "kiosk-7").stdout
     chip.clear()
     log = node.parent / "agent.log"
     with agent(shell, node):

@@ -258,7 +258,9 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
         session.json(found)
         return
     shown = ("id", "fleet", "phase", "reason", "certificate_until", "keys", "problem")
-    facts = [(key.replace("_", " "), str(found.get(key, "") or "")) for key in shown]
+    rest = {"tpm": "sealed to its TPM", "file": "in files"}
+    said = {**found, "keys": rest.get(found.get("keys", ""), "")}
+    facts = [(key.replace("_", " "), str(said.get(key, "") or "")) for key in shown]
     runs = ("running", "target", "previous")
     facts += [(key, short(found.get(key, "") or "") or "nothing") for key in runs]
     owed = found.get("receipts_owed", 0)

@@ -62,6 +62,8 @@ class OwnKeys(Protocol):
         """Raises NeedsPerson, TryLater while the TPM does not open it."""
 
 
+LOCKED_PAUSE_S: Final = 60.0
+"""Between two tries to open a key that needs a person: each starts a worker."""
 _PATIENT: Final = Timing()
 
 
@@ -87,6 +89,8 @@ class Upstream:
         self._keys = keys if has_tpm else None
         self._own: SvidIssued | None = None
         self._opening = asyncio.Lock()
+        self._failed: EdgewiseError | None = None
+        self._ask_again = 0.0
         self.refused = asyncio.Event()
         """The far end does not take our certificate: rejoin."""
         self.stranger = asyncio.Event()
@@ -115,6 +119,8 @@ class Upstream:
     async def _opened(self) -> SyncLine:
         async with self._opening:
             if self._line is None:
+                if self._failed is not None and self._clock.monotonic() < self._ask_again:
+                    raise self._failed.with_traceback(None)
                 await self._open_key()
                 self._line = self._connect()
             return self._line
@@ -125,9 +131,11 @@ class Upstream:
         try:
             found = await self._keys.own_key()
         except EdgewiseError as error:
+            wait = error.wait.total_seconds() if isinstance(error, TryLater) else LOCKED_PAUSE_S
+            self._failed, self._ask_again = error, self._clock.monotonic() + wait
             self.on_locked(error)
             raise
-        self._own = found.svid
+        self._failed, self._own = None, found.svid
         self.on_opened(found.problem)
 
     def _connect(self) -> SyncLine:
