@@ -24,8 +24,14 @@ from edgewise.host.tpm import Tpm, open_tpm
 from edgewise.identity import on_agent, tpm_keys, tpm_sealing
 from edgewise.identity.admission import JoinRules
 from edgewise.identity.on_agent import ByTpm, Machine, MachineIdentity, join, renew
-from edgewise.identity.tpm_session import ENCRYPTED_OUT, SaltedSession
-from edgewise.identity.tpm_structures import EK_ECC, STORAGE, parse_sealed, sealed_template
+from edgewise.identity.tpm_session import SaltedSession
+from edgewise.identity.tpm_structures import (
+    EK_ECC,
+    ENCRYPTED_OUT,
+    STORAGE,
+    parse_sealed,
+    sealed_template,
+)
 from edgewise.model.documents import DeviceList
 from edgewise.model.documents.joining import DeviceListSpec, DeviceRow, JoinSpec, TpmRules
 from edgewise.model.documents.words import Metadata
@@ -466,6 +472,19 @@ def test_any_bytes_are_a_sealed_object_of_ours_or_untrusted(data: bytes) -> None
     for bad in (data, sealed_template(data) + b"x", sealed_template(data + bytes(33))):
         with pytest.raises(Untrusted):
             parse_sealed(bad)
+
+
+async def test_a_seal_file_that_was_changed_ends_in_an_error_that_is_named(hub: ProvingHub) -> None:
+    identity = await joined(hub, MemoryTpm(b"one").open)
+    path = identity.directory / "seal.json"
+    good = path.read_bytes()
+    for at in range(0, len(good), 7):
+        for bad in (good[:at], good[:at] + b"~" + good[at + 1 :], good[:at] + b"A" + good[at:]):
+            path.write_bytes(bad)
+            with pytest.raises(EdgewiseError):
+                identity.own_key()
+    path.write_bytes(good)
+    assert fits(identity)
 
 
 @given(parameters=st.binary(max_size=60), area=st.binary(max_size=100))

@@ -23,6 +23,8 @@ from typing import Final, Protocol
 
 from edgewise.identity.ports import NewSession, ParameterSession
 from edgewise.identity.tpm_structures import (
+    ENCRYPTED_IN,
+    ENCRYPTED_OUT,
     NULL,
     PCRS,
     SEAL_LARGEST,
@@ -56,9 +58,6 @@ OWNER, ENDORSEMENT, NO_HIERARCHY, PASSWORD = 0x40000001, 0x4000000B, 0x40000007,
 _PLAIN, _AUTHORISED = 0x8001, 0x8002
 _HASHCHECK: Final = 0x8024
 _NV_FIRST: Final = 0x01000000
-
-_IN, _OUT = 1 << 5, 1 << 6
-"""TPMA_SESSION: the first parameter is encrypted on its way in, or out."""
 
 _BUSY: Final = {0x922, 0x908, 0x90A}  # RETRY, YIELDED, TESTING
 _LOCKED: Final = 0x921
@@ -235,7 +234,11 @@ class Tpm:
         parameters = sensitive + sized(sealed_template()) + sized(b"") + bytes(4)
         with self.primary(OWNER, STORAGE) as parent:
             answer = self._encrypted(
-                0x153, (parent.handle, parent.public.name), parameters, _IN, (parent, session)
+                0x153,
+                (parent.handle, parent.public.name),
+                parameters,
+                ENCRYPTED_IN,
+                (parent, session),
             )
             private, public = answer.sized(), answer.sized()
             parse_sealed(public)
@@ -257,7 +260,9 @@ class Tpm:
             )
             [handle] = handles
             try:
-                answer = self._encrypted(0x15E, (handle, name), b"", _OUT, (parent, session))
+                answer = self._encrypted(
+                    0x15E, (handle, name), b"", ENCRYPTED_OUT, (parent, session)
+                )
                 secret = answer.sized()
                 answer.done()
                 return secret

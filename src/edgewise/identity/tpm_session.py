@@ -17,13 +17,18 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgewise.identity import tpm_keys
-from edgewise.identity.tpm_structures import AES, CFB, SHA256, Public, Reader, sized
+from edgewise.identity.tpm_structures import (
+    AES,
+    CFB,
+    ENCRYPTED_IN,
+    ENCRYPTED_OUT,
+    SHA256,
+    Public,
+    Reader,
+    sized,
+)
 from edgewise.model.errors import Untrusted
 
-ENCRYPTED_IN: Final = 1 << 5
-"""TPMA_SESSION.decrypt: the TPM decrypts the first parameter of the command."""
-ENCRYPTED_OUT: Final = 1 << 6
-"""TPMA_SESSION.encrypt: it encrypts the first parameter of its answer."""
 _NONCE: Final = 32
 
 

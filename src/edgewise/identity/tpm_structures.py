@@ -38,6 +38,11 @@ GENERATED: Final = 0xFF544347
 """TPM_GENERATED_VALUE: a restricted key never signs outside data that begin so."""
 ATTEST_CERTIFY, ATTEST_QUOTE = 0x8017, 0x8018
 
+ENCRYPTED_IN: Final = 1 << 5
+"""TPMA_SESSION.decrypt: the TPM decrypts the first parameter of the command."""
+ENCRYPTED_OUT: Final = 1 << 6
+"""TPMA_SESSION.encrypt: it encrypts the first parameter of its answer."""
+
 EK_POLICY: Final = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 """PolicySecret(TPM_RH_ENDORSEMENT): TCG EK Credential Profile 2.5, B.3."""
 
@@ -367,6 +372,8 @@ __all__ = [
     "EK_ECC_CERTIFICATE",
     "EK_RSA",
     "EK_RSA_CERTIFICATE",
+    "ENCRYPTED_IN",
+    "ENCRYPTED_OUT",
     "KEY_REQUIRED",
     "SEAL_LARGEST",
     "STORAGE",
