@@ -202,6 +202,17 @@ async def test_nobody_without_a_certificate_reads_or_writes(hub: Hub, work: Work
         assert "no client certificate" in said
 
 
+async def test_git_is_asked_for_the_service_that_was_authorised_and_no_other(
+    hub: Hub, work: WorkTree, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    context.load_cert_chain(tmp_path / "bob.pem")
+    query = "?service=git-upload-pack&service=git-receive-pack"
+    async with ClientSession() as session:
+        async with session.get(f"{hub.url}info/refs{query}", ssl=context) as answer:
+            assert answer.content_type == "application/x-git-upload-pack-advertisement"
+
+
 async def test_only_the_smart_protocol_is_served(hub: Hub, tmp_path: Path) -> None:
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     context.load_cert_chain(tmp_path / "ada.pem")

@@ -50,6 +50,7 @@ _BY_NAME: dict[str, type[EdgewiseError]] = {
     **{kind.__name__: kind for kind in _OURS},
     "MethodNotAllowed": BadUsage,
     "TooLarge": BadUsage,
+    "TooSlow": TryLater,
 }
 _BY_CODE: dict[int, type[EdgewiseError]] = {2: BadUsage, 5: Untrusted}
 

@@ -16,6 +16,7 @@ from typing import Final
 from edgewise.identity.people import Grant, Rights
 from edgewise.identity.people_ports import ApiToken
 from edgewise.model.errors import BadUsage
+from edgewise.model.quantity import format_duration
 
 SHORTEST: Final = timedelta(minutes=1)
 LONGEST: Final = timedelta(days=366)
@@ -51,7 +52,9 @@ def checked_life(seconds: float) -> timedelta:
     low, high = SHORTEST.total_seconds(), LONGEST.total_seconds()
     if not low <= seconds <= high:
         raise BadUsage(
-            f"an API token lives {low:.0f} s to {high / 86400:.0f} days, not {seconds:g} s"
+            f"an API token lives {format_duration(SHORTEST)} to {format_duration(LONGEST)}, not "
+            f"{seconds / 86400:.6g} days",
+            hint="for example --expires 30d",
         )
     return timedelta(seconds=seconds)
 

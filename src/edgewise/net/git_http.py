@@ -138,7 +138,7 @@ class GitHttp:
             "git", "http-backend",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env=environment(self._variables(request, user, first)),
+            env=environment(self._variables(request, service, user, first)),
         )  # fmt: skip
         feeding = asyncio.ensure_future(_feed(process, body, first))
         try:
@@ -163,7 +163,9 @@ class GitHttp:
                 process.kill()
             await process.wait()
 
-    def _variables(self, request: web.BaseRequest, user: Pusher, first: bytes) -> dict[str, str]:
+    def _variables(
+        self, request: web.BaseRequest, service: str, user: Pusher, first: bytes
+    ) -> dict[str, str]:
         """CGI (RFC 3875) as git-http-backend(1) reads it. The length is left out: the body
         ends with the pipe, whatever encoding it came in."""
         tail = self._tail(request)
@@ -173,7 +175,8 @@ class GitHttp:
             "GIT_HTTP_MAX_REQUEST_BUFFER": str(self._limits.fetch_request),
             "PATH_INFO": f"/{self._repository.name}/{tail}",
             "REQUEST_METHOD": request.method,
-            "QUERY_STRING": request.query_string,
+            # Not as it came: of several services git would take another than we asked about.
+            "QUERY_STRING": f"service={service}" if request.method == "GET" else "",
             "CONTENT_TYPE": request.headers.get("Content-Type", ""),
             "REMOTE_USER": user.name,
             "REMOTE_ADDR": request.remote or "",

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from typing import Any, Final, Literal, cast
 
 from edgewise.net.routes import Bytes, Peer
+from edgewise.net.strangers import Strangers
 from edgewise.runtime.clock import Clock
 
 HEAD: Final = 2 << 10
@@ -34,7 +35,7 @@ SLICE: Final = 2 << 10
 """Bytes of an answer written at once. OpenSSL keeps a buffer of the largest write for as
 long as a connection lives: 10 KB for each of 10,000 nodes after one wake-up."""
 
-ENDS: Final = frozenset((401, 413))
+ENDS: Final = frozenset((401, 408, 413))
 """The rest of a body that is too large is not read; an expired peer shall come anew."""
 
 _PLAIN: Final = frozenset(
@@ -143,9 +144,12 @@ class PollLine(asyncio.Protocol):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._lines.add(self)
+        self._lines.strangers.connected(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol. What is being answered goes on: it may be writing."""
+        if self.transport is not None:
+            self._lines.strangers.left(self.transport)
         self.transport, self._received = None, b""
         self._lines.drop(self)
 
@@ -177,6 +181,7 @@ class PollLine(asyncio.Protocol):
             path, begin, end = found
             poll = Poll(self, path, self._received[begin:end])
             self._received = self._received[end:]
+            self._lines.strangers.began(transport)
             self._task = self._lines.begin(poll)
             self._task.add_done_callback(self._answered)
 
@@ -187,6 +192,7 @@ class PollLine(asyncio.Protocol):
             self.abort()
             return
         self.heard = self._lines.now()
+        self._lines.strangers.ended(transport)
         answer = task.result()
         ends = self._lines.closing or (answer is not None and answer.status in ENDS)
         data = self._lines.written(answer, ends=ends)
@@ -232,12 +238,14 @@ class PollLines:
         answer: Answer,
         framework: Callable[[], Any],
         clock: Clock,
+        strangers: Strangers,
     ) -> None:
         """``paths``: of the routes that hold polls. ``framework``: a protocol for the rest."""
         self.paths: Final = paths
         self._answer = answer
         self._loop = asyncio.get_running_loop()
         self.framework: Final = framework
+        self.strangers: Final = strangers
         self._clock = clock
         self._lines: set[PollLine] = set()
         self._date = 0, b""

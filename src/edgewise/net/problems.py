@@ -39,7 +39,7 @@ _STATUS: Final[tuple[tuple[type[EdgewiseError], int, str], ...]] = (
     (NeedsPerson, 422, "A person has to change something"),
 )
 
-HTTP_ONLY: Final = ("MethodNotAllowed", "TooLarge", "Internal")
+HTTP_ONLY: Final = ("MethodNotAllowed", "TooLarge", "TooSlow", "Internal")
 """Problem names without an exception class; docs/errors.md documents them as well."""
 
 _encode = msgspec.json.Encoder().encode
@@ -92,6 +92,26 @@ def too_large(at_most: int) -> Problem:
         detail=f"at most {at_most} bytes are accepted here",
         hint="send less at a time; big objects go to PUT /v1/objects/{sha256}",
         exit_code=2,
+    )
+
+
+class Refusal(Exception):
+    """A problem that only HTTP knows."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def too_slow(seconds: float) -> Problem:
+    """The body does not come."""
+    return Problem(
+        type=TYPE_PREFIX + "TooSlow",
+        title="The body did not come in time",
+        status=408,
+        detail=f"the body was not here within {seconds:.0f} s",
+        hint="look at the line between here and the hub, and repeat the call",
+        exit_code=3,
     )
 
 

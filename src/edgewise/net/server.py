@@ -16,14 +16,15 @@ import re
 import resource
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from edgewise.model.errors import (
     BadUsage,
@@ -33,10 +34,11 @@ from edgewise.model.errors import (
     Unauthenticated,
     Untrusted,
 )
-from edgewise.net import problems
+from edgewise.net import bodies, problems
 from edgewise.net.peers import peer_of, read_peer
 from edgewise.net.poll_lines import BODY, ENDS, SLICE, Poll, PollLines
 from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, missing, query_of
+from edgewise.net.strangers import HANDSHAKE, Bounds, Framework, Strangers
 from edgewise.protocol.api import Problem
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
@@ -69,6 +71,7 @@ class Listen:
     port: int = 0
     tls: ssl.SSLContext | None = None
     """None is for tests: then nobody has an identity."""
+    strangers: Bounds = field(default_factory=Bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError) or record.levelno < logging.WARNING:
+        theirs = isinstance(error, HttpProcessingError | RequestPayloadError)
+        if theirs or record.levelno < logging.WARNING:
             return
         said = f"{record.getMessage()}: {error!r}" if error else record.getMessage()
         self._to.event("http", "error", because=said[:500])
@@ -159,6 +163,7 @@ class Server:
         """Told of every other call that should have changed something and did not."""
         self._http: web.Server | None = None
         self._lines: PollLines | None = None
+        self._strangers: Strangers | None = None
         self._listening: asyncio.Server | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -166,9 +171,10 @@ class Server:
 
     async def start(self, listen: Listen) -> None:
         """Listen. Raises BadUsage when the address is taken or not ours."""
-        raise_file_limit()
-        server = web.Server(
+        strangers = Strangers(listen.strangers, raise_file_limit())
+        server = Framework(
             self._respond,
+            strangers=strangers,
             request_factory=_request,
             access_log=None,
             logger=_quiet_logger(self._log),
@@ -176,7 +182,7 @@ class Server:
             tcp_keepalive=True,
         )
         held = tuple(r.path for r in self.routes if r.held and r.at_most >= BODY)
-        lines = PollLines(held, self._answer_poll, server, self._clock)
+        lines = PollLines(held, self._answer_poll, server, self._clock, strangers)
         try:
             self._listening = await asyncio.get_running_loop().create_server(
                 lines.line,
@@ -184,6 +190,7 @@ class Server:
                 listen.port,
                 backlog=BACKLOG,
                 ssl=listen.tls,
+                ssl_handshake_timeout=HANDSHAKE.total_seconds() if listen.tls else None,
                 reuse_address=True,
             )
         except OSError as error:
@@ -191,7 +198,7 @@ class Server:
                 f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}",
                 hint="choose another address with --listen HOST:PORT",
             ) from error
-        self._http, self._lines = server, lines
+        self._http, self._lines, self._strangers = server, lines, strangers
         self._sweeping = asyncio.create_task(self._sweep(lines))
         self.port = self._listening.sockets[0].getsockname()[1]
 
@@ -214,7 +221,14 @@ class Server:
 
     async def _respond(self, request: Any) -> web.StreamResponse:
         """What the framework calls."""
-        answer = await self._supervised(request, self._answer)
+        strangers, connection = self._strangers, request.transport
+        if strangers is None or connection is None:  # the peer has gone
+            return web.Response(status=499)
+        strangers.began(connection)
+        try:
+            answer = await self._supervised(request, self._answer)
+        finally:
+            strangers.ended(connection)
         return _response(answer) if isinstance(answer, Bytes) else answer
 
     def _answer_poll(self, poll: Poll) -> Coroutine[Any, Any, Bytes | None]:
@@ -229,7 +243,7 @@ class Server:
         except EdgewiseError as error:
             response = _problem(problems.problem_of(error))
             await self._tell(request, error)
-        except _Refused as refused:
+        except problems.Refusal as refused:
             response = _problem(refused.problem)
         except ConnectionError:
             # The caller left while its answer was made (a held poll of a node that was
@@ -282,10 +296,16 @@ class Server:
         request.peer = peer = self._admit(self._peer(request), request)
         authorise(route, peer)
         query = query_of(route.query, request.query)
-        raw = b"" if route.streams else await _read(request, route.at_most)
+        raw = b"" if route.streams else await bodies.read(request, route.at_most)
         body = _decoded(route, decoder, raw)
         call = Call(
-            peer, body, path, query, request.headers, lambda: _stream(request, route.at_most), raw
+            peer,
+            body,
+            path,
+            query,
+            request.headers,
+            lambda: bodies.stream(request, route.at_most),
+            raw,
         )
         return await self._reply(request, route, await route.answer(call))
 
@@ -306,14 +326,16 @@ class Server:
         raw = request.rel_url.raw_path
         allowed = [m for m, p in self._exact if p == request.path]
         if allowed:  # a path by name is a resource of its own, not one of a pattern
-            raise _Refused(problems.wrong_method(request.method, tuple(sorted(allowed))))
+            raise problems.Refusal(problems.wrong_method(request.method, tuple(sorted(allowed))))
         for pattern, route, decoder in self._patterns:
             if match := pattern.fullmatch(raw):
                 if route.method == request.method:
                     return route, decoder, {k: unquote(v) for k, v in match.groupdict().items()}
                 allowed.append(route.method)
         if allowed:
-            raise _Refused(problems.wrong_method(request.method, tuple(sorted(set(allowed)))))
+            raise problems.Refusal(
+                problems.wrong_method(request.method, tuple(sorted(set(allowed))))
+            )
         raise NotFound(
             f"{request.path[:200]} is not a path of this API",
             hint="GET /v1/openapi.json lists them",
@@ -397,14 +419,6 @@ class Server:
 _END: Final = object()
 
 
-class _Refused(Exception):
-    """A problem that only HTTP knows."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
-        self.problem = problem
-
-
 def authorise(route: Route, peer: Peer) -> None:
     """Raise Forbidden or Unauthenticated unless the peer may call the route."""
     if "anyone" in route.allow:
@@ -484,26 +498,6 @@ def _proven(transport: asyncio.Transport | None, read: Callable[[Any, str], Peer
         raise ConnectionResetError("the peer has gone")
     address = transport.get_extra_info("peername")
     return read(transport.get_extra_info("ssl_object"), str(address[0]) if address else "unknown")
-
-
-async def _read(request: web.BaseRequest, at_most: int) -> bytes:
-    if not request.body_exists:
-        return b""
-    length = request.content_length
-    if length is not None and length > at_most:
-        raise _Refused(problems.too_large(at_most))
-    if length is not None and hdrs.CONTENT_ENCODING not in request.headers:
-        return await request.read()
-    return b"".join([piece async for piece in _stream(request, at_most)])
-
-
-async def _stream(request: web.BaseRequest, at_most: int) -> AsyncIterator[bytes]:
-    size = 0
-    while piece := await request.content.read(256 << 10):
-        size += len(piece)
-        if size > at_most:
-            raise _Refused(problems.too_large(at_most))
-        yield piece
 
 
 def _decoded(route: Route, decoder: Any, raw: bytes) -> Any:

@@ -136,15 +136,15 @@ def unverified_context() -> ssl.SSLContext:
 def pinned(roots: Iterable[bytes], sha256: str) -> tuple[bytes, ...]:
     """The one root with this digest among certificates that a stranger gave us.
 
-    The digest comes from the join token, so the connection that carried them need not be
-    trusted. Raises Untrusted when it is not among them.
+    The digest comes from the join token or from a person, so the connection that carried them
+    need not be trusted. Raises Untrusted when it is not among them.
     """
     for root in roots:
         if fingerprint(root) == sha256:
             return (root,)
     raise Untrusted(
-        f"the server does not have the root certificate that the token names ({sha256[:12]})",
-        hint="somebody may be in between, or the token is from another hub: make a new one",
+        f"the server does not have the root certificate {sha256[:12]}... that was told beforehand",
+        hint="somebody may be in between, or that token or digest is another hub's: ask anew",
     )
 
 

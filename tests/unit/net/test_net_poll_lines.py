@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgewise.net.poll_lines import AHEAD, BODY, HEAD, Poll, PollLine, PollLines, poll_in
 from edgewise.net.routes import Bytes
+from edgewise.net.strangers import Bounds, Strangers
 from edgewise.testing.clock import ManualClock
 
 PATHS = ("/v1/sync", "/v1/other")
@@ -124,7 +125,9 @@ class Desk:
         self.asked: list[Poll] = []
         self.answers: list[asyncio.Future[Bytes | None]] = []
         self.framework = Framework()
-        self.lines = PollLines(PATHS, self.answer, lambda: self.framework, self.clock)
+        self.lines = PollLines(
+            PATHS, self.answer, lambda: self.framework, self.clock, Strangers(Bounds(), 1024)
+        )
 
     async def answer(self, poll: Poll) -> Bytes | None:
         self.asked.append(poll)
