@@ -47,14 +47,17 @@ async def test_a_broken_commit_changes_nothing_and_status_says_where(fleet: Flee
     good = fleet.files("1.0.0")
     await fleet.roll_out("1.0.0")
     compiled = fleet.status().source.compiled
-    await fleet.change({"apps/hello.yaml": good["apps/hello.yaml"] + "  tyop: 1\n"}, "a typo")
+    typo = good["apps/hello.yaml"] + "  tyop: 1\n"
+    with pytest.raises(NeedsPerson, match="not acted on"):
+        await fleet.change({"apps/hello.yaml": typo}, "a typo")
     source = fleet.status().source
     assert source.compiled == compiled
     assert [condition.reason for condition in source.conditions] == ["CommitRejected"] * 2
     line = len(good["apps/hello.yaml"].splitlines()) + 1
     assert [(p.file, p.line) for p in source.problems] == [("apps/hello.yaml", line)]
     assert f"apps/hello.yaml:{line}:" in await fleet.edgewise("status")
-    await fleet.change({"apps/hello.yaml": "a: [1, 2\n"}, "not even YAML")
+    with pytest.raises(NeedsPerson, match="not acted on"):
+        await fleet.change({"apps/hello.yaml": "a: [1, 2\n"}, "not even YAML")
     assert fleet.status().source.problems[0].file == "apps/hello.yaml"
     await fleet.kill("hub")
     await fleet.start_hub()

@@ -53,17 +53,28 @@ def verb(
             hint="git's own words stand above; if others pushed before you: `edgewise fetch`, then "
             f"`git rebase edgewise/{branch}`",
         )
-    trace = _compiled(client, SystemClock(), commit, limit) if wait else None
-    if trace is None:
-        session.done(f"pushed: {branch}@{commit[:10]}")
-        return
-    if not trace.compiled:
-        show_problems(trace.problems)
+    trace = _compiled(client, SystemClock(), commit, limit) if wait else _known(client, commit)
+    if trace is not None and not trace.compiled and (wait or trace.problems):
+        if wait:  # else git has shown just now what the hub says
+            show_problems(trace.problems)
         raise NeedsPerson(
             f"{short(trace.revision)} is stored but not acted on",
             hint="correct it and push again; the fleets stay as they are",
         )
-    _follow(session, client, trace)
+    if wait and trace is not None:
+        _follow(session, client, trace)
+    else:
+        session.done(f"pushed: {branch}@{commit[:10]}")
+
+
+def _known(client: Client, commit: str) -> Trace | None:
+    """What the hub can say of the commit at once: it answers a push when it has compiled it."""
+    from edgewise.protocol.api import Trace
+
+    try:
+        return client.get(f"/v1/commits/{commit}", Trace)
+    except (NotFound, TryLater):
+        return None  # not the branch that is followed, or still being compiled
 
 
 def _follow(session: Session, client: Client, trace: Trace) -> None:

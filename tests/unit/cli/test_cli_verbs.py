@@ -320,6 +320,21 @@ def test_a_push_that_git_refuses_is_exit_code_4(
     assert "git push to https://127.0.0.1" in done.err
 
 
+def test_a_push_whose_commit_has_mistakes_is_stored_and_exit_code_4(
+    hub: Any, cli: Any, fleet_repo: Path, tmp_path: Path
+) -> None:
+    import msgspec
+
+    work = WorkTree(tmp_path / "work")
+    commit = work.commit({"a.yaml": "a: 1\n"})
+    bad = msgspec.structs.replace(TRACE, compiled=False, problems=(PROBLEM,), rollouts=())
+    hub.answers[f"GET /v1/commits/{commit}"] = bad
+    done = cli("push", "--repo", str(work.path))
+    assert done.code == 4
+    assert "stored but not acted on" in done.err
+    assert "pushed" not in done.out
+
+
 def test_a_push_that_waits_follows_the_rollout_or_shows_the_mistakes(
     hub: Any, cli: Any, fleet_repo: Path, tmp_path: Path
 ) -> None:
