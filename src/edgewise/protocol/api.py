@@ -318,13 +318,13 @@ class RolloutDetail(msgspec.Struct, frozen=True):
     """At most 50."""
 
 
-class RolloutCommand(msgspec.Struct, frozen=True):
+class RolloutCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/rollouts/{id}/{approve,pause,resume,abort,retry}."""
 
     reason: str = ""
 
 
-class TokenRequest(msgspec.Struct, frozen=True):
+class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/tokens."""
 
     role: Literal["node", "relay"] = "node"
@@ -378,7 +378,7 @@ class Builds(msgspec.Struct, frozen=True):
     trust: Literal["hub", "builder"]
 
 
-class BuildsUpload(msgspec.Struct, frozen=True):
+class BuildsUpload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A successor of ``builds.json`` and the small documents it names; big objects go first,
     with PUT /v1/objects/{sha256}."""
 
@@ -387,7 +387,7 @@ class BuildsUpload(msgspec.Struct, frozen=True):
     """Artifact, release, part and tree documents, uncompressed."""
 
 
-class MissingObjects(msgspec.Struct, frozen=True):
+class MissingObjects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body and answer of POST /v1/objects/missing: which of these the hub does not have."""
 
     sha256: tuple[str, ...]
@@ -434,7 +434,7 @@ class Trace(msgspec.Struct, frozen=True):
     bytes_full: int = 0
 
 
-class PlanRequest(msgspec.Struct, frozen=True):
+class PlanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/plan: revisions of the hub's own repo."""
 
     base: str = ""

@@ -23,7 +23,7 @@ class LoginWays(msgspec.Struct, frozen=True):
     """Issuer of the OpenID provider; empty when there is none."""
 
 
-class PasswordLogin(msgspec.Struct, frozen=True):
+class PasswordLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/login/password."""
 
     user: str
@@ -45,7 +45,7 @@ class DeviceStart(msgspec.Struct, frozen=True):
     """Ask no more often than this."""
 
 
-class DevicePoll(msgspec.Struct, frozen=True):
+class DevicePoll(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/login/device/poll."""
 
     handle: str
@@ -78,7 +78,7 @@ class DeviceAnswer(msgspec.Struct, frozen=True):
     login: LoginReply | None = None
 
 
-class LoginRenewal(msgspec.Struct, frozen=True):
+class LoginRenewal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/login/renew."""
 
     csr: bytes
@@ -106,7 +106,7 @@ class WhoAmI(msgspec.Struct, frozen=True):
     login_until: datetime | None = None
 
 
-class UserRequest(msgspec.Struct, frozen=True):
+class UserRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/users: a new local user."""
 
     name: str
@@ -114,13 +114,13 @@ class UserRequest(msgspec.Struct, frozen=True):
     groups: tuple[str, ...] = ()
 
 
-class UserChange(msgspec.Struct, frozen=True):
+class UserChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/users/{name}/groups: its groups from now on."""
 
     groups: tuple[str, ...]
 
 
-class PasswordChange(msgspec.Struct, frozen=True):
+class PasswordChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/users/{name}/password."""
 
     new: str
@@ -128,7 +128,7 @@ class PasswordChange(msgspec.Struct, frozen=True):
     """For one's own; an administrator needs none for others."""
 
 
-class UserCommand(msgspec.Struct, frozen=True):
+class UserCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/users/{name}/{disable,enable}."""
 
     reason: str = ""
@@ -150,7 +150,7 @@ class UserLine(msgspec.Struct, frozen=True):
     api_tokens: int = 0
 
 
-class ApiTokenRequest(msgspec.Struct, frozen=True):
+class ApiTokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/api-tokens."""
 
     role: Role = "viewer"

@@ -24,3 +24,18 @@ async def test_docs_openapi_json_is_current_and_valid(tmp_path: Path) -> None:
     OpenAPIV31SpecValidator(document).validate()
     identifiers = [op["operationId"] for path in document["paths"].values() for op in path.values()]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_a_misspelt_field_in_what_a_person_sends_is_refused_and_not_ignored() -> None:
+    # A token request with "selectr" would otherwise give a token for everything.
+    found = description()
+    checked = set()
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            if "user" not in operation["x-callers"]:
+                continue
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                if name := content.get("schema", {}).get("$ref", "").rpartition("/")[2]:
+                    checked.add(name)
+                    assert found["components"]["schemas"][name].get("additionalProperties") is False
+    assert {"ApiTokenRequest", "RolloutCommand", "UserRequest"} <= checked
