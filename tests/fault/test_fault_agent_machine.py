@@ -77,6 +77,30 @@ async def test_a_tree_of_forks_that_left_their_session_dies_whole(
     assert [pid for pid in members if processes.alive(pid)] == []
 
 
+async def test_a_dying_process_that_has_no_environment_any_more_is_waited_for(
+    real: HostMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await real.start(launch("python3", "-c", FORKING))
+    members = [int(word) for word in await lines(tmp_path / "apps/web/log/app.log", 16)]
+    (leaver, *_) = [pid for pid in members if processes.session_of(pid) == pid]
+    alive, looks = processes.alive, 0
+
+    def slow_to_die(pid: int) -> bool:
+        nonlocal looks
+        looks += pid == leaver and not alive(pid)
+        return alive(pid) or (pid == leaver and looks < 3)
+
+    began = processes.start_ticks(leaver)
+    monkeypatch.setattr(processes, "alive", slow_to_die)
+    monkeypatch.setattr(
+        processes,
+        "start_ticks",
+        lambda pid, ask=processes.start_ticks: began if pid == leaver else ask(pid),
+    )
+    await real.kill("web")
+    assert looks >= 3 or real.cgroups is not None
+
+
 async def test_an_agent_that_died_between_start_and_record_leaves_nothing_behind(
     real: HostMachine, tmp_path: Path
 ) -> None:

@@ -238,7 +238,8 @@ class HostMachine:
     async def kill(self, name: str) -> None:
         deadline = self._clock.monotonic() + KILL_S
         pause = 0.001
-        while left := self._kill_once(name):
+        seen: dict[int, int | None] = {}
+        while left := self._kill_once(name, seen):
             if self._clock.monotonic() > deadline:
                 raise NeedsPerson(
                     f"app {name} does not die: {left} processes hang in the kernel",
@@ -253,8 +254,13 @@ class HostMachine:
             with contextlib.suppress(OSError):  # not empty again: a hook runs in it
                 self._cgroups.remove(name)
 
-    def _kill_once(self, name: str) -> int:
-        """Kill what is there; returns how many there were."""
+    def _kill_once(self, name: str, seen: dict[int, int | None]) -> int:
+        """Kill what is there; returns how many there were. ``seen``: those found before, with
+        the tick they began in.
+
+        A process that dies has no environment any more while it still closes its files and
+        ports, so without cgroups those that were found once are waited for by number.
+        """
         if self._cgroups is not None:
             if not self._cgroups.populated(name):
                 return 0
@@ -263,7 +269,10 @@ class HostMachine:
         members = self._session_members(name)
         for pid in members:
             processes.send(pid, signal.SIGKILL)
-        return len(members)
+        dying = [pid for pid, began in seen.items() if processes.start_ticks(pid) == began]
+        left = {*members, *(pid for pid in dying if processes.alive(pid))}
+        seen.update((pid, processes.start_ticks(pid)) for pid in members)
+        return len(left)
 
     def _session_members(self, name: str) -> tuple[int, ...]:
         """All that descends from the app: it has its marks in the environment.
