@@ -114,7 +114,13 @@ def reference(
 def show(
     ctx: typer.Context,
     device: Annotated[
-        str, typer.Option(help="/dev/tpmrm0, or unix:PATH of a simulator.")
+        str,
+        typer.Option(
+            "--tpm-device",
+            "--device",
+            metavar="PLACE",
+            help="/dev/tpmrm0, or unix:PATH of a simulator.",
+        ),
     ] = "/dev/tpmrm0",
 ) -> None:
     import hashlib
