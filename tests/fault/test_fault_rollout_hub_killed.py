@@ -109,8 +109,7 @@ async def test_a_hub_that_is_killed_in_any_state_goes_on_where_it_was(tmp_path, 
     await into(fleet, wanted)
     before = await fleet.engine.detail(await running(fleet))
     channel = fleet.engine.channel("shop")
-    await fleet.engine.flush()
-    database.close()
+    database.close()  # with no last word: it is killed
 
     database = Database.open(tmp_path / "hub.db")
     fleet.store, fleet.states = SqliteRollouts(database), SqliteNodeStates(database)
@@ -126,6 +125,27 @@ async def test_a_hub_that_is_killed_in_any_state_goes_on_where_it_was(tmp_path, 
     good = wanted not in ("RollingBack", "RolledBack")
     assert await state(fleet) == ("Succeeded" if good else "RolledBack")
     assert {n.running for n in fleet.nodes.values()} == {TWO if good else ONE}
+    database.close()
+
+
+async def test_a_hub_that_is_killed_right_after_nodes_said_that_they_wait_still_knows_it(tmp_path):
+    database = Database.open(tmp_path / "hub.db")
+    fleet = await fleet_on_one(SqliteRollouts(database), SqliteNodeStates(database))
+    for node in fleet.nodes.values():
+        node.window = Window("30 0 * * *", 7200)
+    await fleet.engine.propose(fleet.proposal(TWO, RULES, stage_of), actor="git")
+    await fleet.settle()
+    await fleet.exchange()  # they were told, and have not begun
+    await fleet.engine.flush()
+    await fleet.minute()
+    assert await state(fleet) == "WaitingForWindow"
+    database.close()
+
+    database = Database.open(tmp_path / "hub.db")
+    fleet.store, fleet.states = SqliteRollouts(database), SqliteNodeStates(database)
+    await fleet.restart_hub()
+    await fleet.settle()  # and nobody says it again
+    assert await state(fleet) == "WaitingForWindow"
     database.close()
 
 

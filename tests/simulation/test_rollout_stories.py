@@ -243,7 +243,6 @@ async def test_nodes_that_wait_for_the_night_are_neither_failed_nor_paused(tmp_p
     rules = replace(RULES, max_duration=timedelta(hours=2))
     await propose(fleet, TWO, rules=rules)
     await fleet.minute(3)
-    await fleet.engine.flush()
     await fleet.restart_hub()
     await fleet.minute(14 * 60)
     status = fleet.engine.fleet_status("shop")
@@ -341,7 +340,6 @@ async def test_a_hub_that_dies_every_minute_still_finishes_the_story(tmp_path, k
     await propose(fleet, TWO)
     for _ in range(40):
         await fleet.minute()
-        await fleet.engine.flush()
         await fleet.restart_hub()
     await fleet.minute()
     assert {n.running for n in fleet.nodes.values()} == {TWO if kind == "good" else ONE}
@@ -391,7 +389,6 @@ async def test_a_hub_that_dies_over_a_revert_makes_it_afterwards(tmp_path):
         try:
             await fleet.minute()
         except RuntimeError:
-            await fleet.engine.flush()
             await fleet.restart_hub()
     assert not dying
     assert len(fleet.board.reverts) == 1

@@ -77,6 +77,7 @@ class Rollouts:
         self._home: dict[str, str] = {}
         self._seen: dict[str, NodeSeen] = {}
         self._unsaved: dict[str, NodeSeen] = {}
+        self._flushing = asyncio.Lock()
         self._held: dict[str, HeldChange] = {}
         self._announce: dict[str, Channel] = {}
         self._notices: dict[str, Notice] = {}
@@ -162,6 +163,8 @@ class Rollouts:
             change = Change(receipts=self._strays)
             self._strays = []
             try:
+                # Or a hub that dies now would take up decisions without what they rest on.
+                await self.flush()
                 for name, live in self._lives.items():
                     if live.decide(self._moment(), change):
                         self._bump(name)
@@ -449,10 +452,20 @@ class Rollouts:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write the last contacts that are not written yet, in one batch."""
-        batch, self._unsaved = self._unsaved, {}
-        if batch:
-            await self._out.nodes.save(tuple(batch.values()))
+        """Write the last contacts that are not written yet, in one batch; when it returns, all
+        that was observed before is saved. Raises what the store raises, and loses nothing then.
+
+        Callers that come while a batch is written share the next one.
+        """
+        async with self._flushing:
+            batch, self._unsaved = self._unsaved, {}
+            if not batch:
+                return
+            try:
+                await self._out.nodes.save(tuple(batch.values()))
+            except BaseException:
+                self._unsaved = {**batch, **self._unsaved}
+                raise
 
     # Reading.
 

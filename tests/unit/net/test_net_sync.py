@@ -48,6 +48,7 @@ class World:
         self.suspicions: list[str] = []
         self.bundles = 0
         self.seen: dict[str, NodeSeen] = {}
+        self.saved: dict[str, NodeSeen] = {}
         self.receipts: list[Receipt] = []
         self.records = Records(self.store, self.sign)
         self.waiters = Waiters(self.clock, SeededChance(), timedelta(seconds=60))
@@ -81,6 +82,9 @@ class World:
         for node, (heard, said) in contacts.items():
             old = self.seen.get(node)
             self.seen[node] = NodeSeen(node, heard, said or (old and old.observation), via)
+
+    async def flush(self) -> None:
+        self.saved = dict(self.seen)
 
     def last_seen(self, node: str) -> NodeSeen | None:
         return self.seen.get(node)
@@ -228,6 +232,21 @@ async def test_a_heartbeat_without_a_change_keeps_what_the_node_said_last(world:
     assert seen.observation == Observation(running="old")
     assert seen.heard > AT + timedelta(seconds=45)
     again.cancel()
+
+
+async def test_what_a_node_says_is_saved_before_its_poll_is_held(world: World) -> None:
+    said = Observation(running="old", target="new", phase="Ready", window="apply")
+    poll = asyncio.create_task(world.sync("kiosk", SyncRequest(1, "shops", 1, said)))
+    await asyncio.sleep(0)
+    assert world.saved["kiosk"].observation == said
+    assert not poll.done()
+    poll.cancel()
+
+
+async def test_what_a_relay_brings_is_saved_before_it_is_answered(world: World) -> None:
+    said = Observation(running="old", target="new", phase="Ready", window="apply")
+    await world.relays.report(relay_call(RelayReport((NodeReport("kiosk", AT, said),))))
+    assert world.saved["kiosk"].observation == said
 
 
 def relay_call(body: Any) -> Call[Any]:

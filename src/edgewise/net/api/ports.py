@@ -89,6 +89,9 @@ class Evidence(Protocol):
     ) -> None:
         """Nodes that were heard, and what they said when that changed."""
 
+    async def flush(self) -> None:
+        """Returns when all that was observed is saved: nodes say it once."""
+
     def last_seen(self, node: str) -> NodeSeen | None: ...
 
 

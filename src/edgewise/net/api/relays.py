@@ -126,6 +126,8 @@ class RelaySide:
                 stored[report.node] = max(receipt.sequence for receipt in believed)
             if doubted:
                 refused[report.node] = doubted
+        # The relay drops what is answered for, observations as well as receipts.
+        await self._side.evidence.flush()
         if kept:
             await self._side.evidence.receive(kept)
         return RelayAcknowledged(stored, {node: which for node, which in refused.items() if which})

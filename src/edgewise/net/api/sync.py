@@ -145,6 +145,8 @@ class NodeSync:
         enrolled = self._admit(call)
         name = enrolled.name
         self._heard(name, request.observation)
+        if request.observation is not None:
+            await self._side.evidence.flush()  # it will not be said again
         acknowledged = await self._take(enrolled, request.receipts)
         kept = self._side.records.get(name)
         standing = Standing(name)
