@@ -284,8 +284,8 @@ class Rollouts:
         now = self._clock.now()
         for node, (heard, observation) in contacts.items():
             old = self._seen.get(node)
-            if old is not None and old.heard > heard:
-                continue
+            if old is not None and heard < old.heard <= now:
+                continue  # relays bring contacts late; one from a later day is of a wrong clock
             said = observation or (old.observation if old else None)
             self._seen[node] = self._unsaved[node] = NodeSeen(node, heard, said, via)
             live = self._lives.get(self._home.get(node, ""))

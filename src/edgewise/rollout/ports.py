@@ -221,8 +221,8 @@ class NodeStates(Protocol):
     """
 
     async def save(self, seen: Sequence[NodeSeen]) -> None:
-        """Upsert all in one transaction. Without an observation the old one stays; an
-        older ``heard`` never replaces a newer one."""
+        """Upsert all in one transaction; what is saved last counts, also when its ``heard`` is
+        earlier (a clock was put right). Without an observation the old one stays."""
 
     async def all(self) -> tuple[NodeSeen, ...]: ...
     async def forget(self, node: str) -> None: ...

@@ -20,15 +20,14 @@ class Presence:
         self._due: list[tuple[datetime, str]] = []
 
     def heard(self, node: str, at: datetime) -> bool:
-        """Note a contact; whether the node was offline before."""
+        """Note the newest contact; whether the node was offline before."""
         known = self._heard.get(node)
-        if known is None or at > known:
-            self._heard[node] = at
-        if node in self.online:
-            return False
-        self.online.add(node)
-        heapq.heappush(self._due, (self._heard[node] + self.after, node))
-        return True
+        self._heard[node] = at
+        back = node not in self.online
+        if back or (known is not None and at < known):  # or the clock was ahead, and is right now
+            self.online.add(node)
+            heapq.heappush(self._due, (at + self.after, node))
+        return back
 
     def silent(self, now: datetime) -> list[str]:
         """Nodes that have become offline by ``now``."""

@@ -157,8 +157,6 @@ class MemoryNodeStates:
     async def save(self, seen: Sequence[NodeSeen]) -> None:
         for new in seen:
             old = self._seen.get(new.node)
-            if old is not None and old.heard > new.heard:
-                continue
             said = new.observation or (old.observation if old else None)
             self._seen[new.node] = NodeSeen(new.node, new.heard, said, new.via)
 

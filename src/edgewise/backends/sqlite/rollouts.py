@@ -252,8 +252,7 @@ class SqliteNodeStates:
         statement = (
             "INSERT INTO rollout_node_states VALUES (?, ?, ?, ?) ON CONFLICT (node) DO UPDATE SET "
             "heard = excluded.heard, via = excluded.via, "
-            "observation = coalesce(excluded.observation, observation) "
-            "WHERE excluded.heard >= rollout_node_states.heard"
+            "observation = coalesce(excluded.observation, observation)"
         )
         rows = [
             (s.node, s.heard.timestamp(), s.via, encode(s.observation) if s.observation else None)
