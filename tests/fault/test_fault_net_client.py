@@ -77,22 +77,23 @@ async def silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWrite
 
 def ranged(content: bytes, *, ignores: bool = False) -> Answer:
     async def answer(head: bytes, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        start = 0
+        start, end, total = 0, len(content), len(content)
+        asked = b"range: bytes=" in head
         for line in head.split(b"\r\n"):
             if line.startswith(b"range: bytes="):
-                start = int(line.removeprefix(b"range: bytes=").rstrip(b"-"))
-        total = len(content)
-        if ignores or not start:
+                first, _, last = line.removeprefix(b"range: bytes=").partition(b"-")
+                start, end = int(first), min(int(last) + 1 if last else total, total)
+        if ignores or not asked:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total + content)
         elif start >= total:
             writer.write(
                 b"HTTP/1.1 416 No\r\ncontent-range: bytes */%d\r\ncontent-length: 0\r\n\r\n" % total
             )
         else:
-            part = content[start:]
+            part = content[start:end]
             writer.write(
                 b"HTTP/1.1 206 P\r\ncontent-range: bytes %d-%d/%d\r\ncontent-length: %d\r\n\r\n"
-                % (start, total - 1, total, len(part))
+                % (start, end - 1, total, len(part))
                 + part
             )
 
@@ -186,6 +187,25 @@ async def test_a_download_goes_on_where_it_was(start: int, *, ignores: bool) -> 
     there_is = ranged(CONTENT, ignores=ignores)
     async with far(there_is) as there, Client(Endpoint((there.url,))) as client:
         assert await whole(client, start) == CONTENT[start:]
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (7, 70_000), (250_000, 256_000)])
+async def test_a_part_of_a_file_comes_alone(start: int, end: int, *, ignores: bool) -> None:
+    there_is = ranged(CONTENT, ignores=ignores)
+    async with far(there_is) as there, Client(Endpoint((there.url,))) as client:
+        for _ in range(3):
+            pieces = client.stream("/x", start, end=end, at_most=end - start)
+            assert b"".join([piece async for piece in pieces]) == CONTENT[start:end]
+        assert await whole(client) == CONTENT
+        assert ignores or there.connections == 1
+
+
+async def test_more_than_the_part_that_was_asked_for_is_not_taken() -> None:
+    lie = b"HTTP/1.1 206 P\r\ncontent-range: bytes 0-9/10\r\ncontent-length: 10\r\n\r\n0123456789"
+    async with far(says(lie)) as there, Client(Endpoint((there.url,))) as client:
+        with pytest.raises(Untrusted, match="at most 5 are accepted"):
+            _ = [piece async for piece in client.stream("/x", 0, end=5, at_most=5)]
 
 
 async def test_a_download_that_was_complete_already_brings_nothing() -> None:

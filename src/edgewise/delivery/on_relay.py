@@ -148,15 +148,17 @@ class Cache:
             self._bundles[fleet] = await self._compose(fleet)
         return self._bundles[fleet]
 
-    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
         """The relay as a source, for metadata (objects are sent as files)."""
         await self.ensure(path)
         data = self._files.read(path.removeprefix("tuf/"))
         if data is None:
             raise NotFound(f"{path} is not metadata")
-        if len(data) - start > at_most:
+        if len(data[start:end]) > at_most:
             raise Untrusted(f"{path} is longer than {at_most} bytes")
-        yield data[start:]
+        yield data[start:end]
 
     # Objects
 

@@ -19,9 +19,12 @@ class Source(Protocol):
     Implementations: net.client.HttpSource, testing.source.MemorySource.
     """
 
-    def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
-        """The bytes of ``path`` (below the content root) from offset ``start`` on; nothing
-        when ``start`` is at or behind the end. ``at_most`` counts the bytes that come.
+    def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The bytes of ``path`` (below the content root) from offset ``start`` on, up to
+        offset ``end`` where it is given; nothing when ``start`` is at or behind the file's
+        end. ``at_most`` counts the bytes that come.
 
         Raises NotFound when there is no such path, TryLater when the source cannot be
         reached or breaks off, Untrusted when more than ``at_most`` bytes come.

@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -191,20 +191,36 @@ class Client:
         return Response(head.status, head.headers, data)
 
     async def stream(
-        self, path: str, start: int = 0, *, at_most: int = limits.OBJECT
+        self,
+        path: str,
+        start: int = 0,
+        *,
+        end: int | None = None,
+        at_most: int = limits.OBJECT,
     ) -> AsyncIterator[bytes]:
-        """GET ``path`` from byte ``start`` on, in pieces of at most 64 KiB.
+        """GET ``path`` from byte ``start`` on (and up to ``end``), in pieces of at most 64 KiB.
 
         Close the iterator early with ``aclose``. Raises as ``request``, and TryLater when
         the bytes stop or only trickle.
         """
-        headers = {"range": f"bytes={start}-"} if start else {}
+        last = "" if end is None else str(end - 1)
+        headers = {"range": f"bytes={start}-{last}"} if start or last else {}
         try:
             async with asyncio.timeout(CONNECT_S * len(self.endpoint.urls) + STALL_S) as limit:
                 async with self._exchange("GET", path, None, headers) as (head, line):
                     limit.reschedule(None)
-                    async for piece in self._content(head, line, start, at_most):
-                        yield piece
+                    # A server that ignores ranges sends all of it, and is cut off at ``end``.
+                    cut = end is not None and head.status == 200
+                    left = at_most if end is None else min(at_most, end - start)
+                    bound = max(at_most, limits.DELTA) if cut else left
+                    content = self._content(head, line, start, bound)
+                    async with aclosing(content) as pieces:  # type: ignore[type-var]
+                        async for piece in pieces:
+                            yield piece[:left]
+                            left -= len(piece)
+                            if cut and left <= 0:
+                                line.writer.transport.abort()
+                                return
         except TimeoutError as error:
             raise TryLater(f"no answer to GET {path} within {STALL_S:g} s") from error
 
@@ -411,8 +427,10 @@ class HttpSource:
     client: Client
     root: str = "/v1/content/"
 
-    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
-        pieces = self.client.stream(self.root + path, start, at_most=at_most)
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        pieces = self.client.stream(self.root + path, start, end=end, at_most=at_most)
         try:
             async for piece in pieces:
                 yield piece

@@ -147,11 +147,13 @@ class HeldMetadata:
 
     files: Mapping[str, bytes]
 
-    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
         data = self.files.get(path.removeprefix("tuf/"))
         if data is None or len(data) > at_most:
             raise NotFound(f"the answer has no {path[:100]}")
-        yield data[start:]
+        yield data[start:end]
 
 
 async def _root_of(url: str, token: Token, clock: Clock) -> tuple[bytes, ...]:

@@ -76,6 +76,9 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Release digests that no node may start; one that runs such a release goes to stable."""
     rollout: str = ""
     """Identifier of the rollout behind ``candidate``; receipts repeat it."""
+    deltas: str = ""
+    """Digest of the ``DeltaList`` (protocol.delta) for the trees of stable and candidate;
+    empty when there is none. The publisher fills it in."""
     schema: Literal[1] = 1
 
     def target(self, index: int, running: str) -> str:

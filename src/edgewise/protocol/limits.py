@@ -18,6 +18,18 @@ TREE: Final = 64 << 20
 """A tree manifest; an OS image of 300,000 files is about 45 MiB."""
 OBJECT: Final = 8 << 30
 """One file's content."""
+DELTA_LIST: Final = 1 << 20
+"""One list of deltas: ``DELTAS`` of them have about 350 bytes each."""
+DELTAS: Final = 1024
+"""Deltas and packs in one list: 100 apps on two platforms, from four versions and nothing."""
+DELTA_HEAD: Final = 16 << 20
+"""A delta's table of parts, unpacked: 500,000 objects of about 30 bytes."""
+DELTA: Final = 16 << 30
+"""A whole delta or pack."""
+PART_OUTPUT: Final = 4 << 20
+"""What one part of a delta yields; a node's memory is bounded by this, not by file sizes."""
+PART_BASE: Final = 8 << 20
+"""Old content that one part may refer to."""
 SYNC_REQUEST: Final = 256 << 10
 """A node's report: 100 apps with a reason each, and 64 receipts."""
 SYNC_REPLY: Final = 16 << 20

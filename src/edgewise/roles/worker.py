@@ -82,9 +82,11 @@ class _LazySource:
     make: Callable[[], Client]
     _client: Client | None = None
 
-    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
         self._client = self._client or self.make()
-        pieces = HttpSource(self._client).read(path, at_most=at_most, start=start)
+        pieces = HttpSource(self._client).read(path, at_most=at_most, start=start, end=end)
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece

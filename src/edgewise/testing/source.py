@@ -48,7 +48,9 @@ class MemorySource:
             return self.objects.packed.get(sha256)
         return None
 
-    async def read(self, path: str, *, at_most: int, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
         self.requests.append((path, start))
         await asyncio.sleep(0)
         if self.away:
@@ -58,18 +60,19 @@ class MemorySource:
             data = lies.pop(0)(data or b"")
         if data is None:
             raise NotFound(f"no {path} here")
+        whole = len(data) if end is None else min(end, len(data))
         cuts = self._cuts.get(path)
-        end = min(len(data), start + cuts.pop(0)) if cuts else len(data)
+        stop = min(whole, start + cuts.pop(0)) if cuts else whole
         sent = 0
-        for offset in range(start, end, _CHUNK):
-            chunk = data[offset : min(end, offset + _CHUNK)]
+        for offset in range(start, stop, _CHUNK):
+            chunk = data[offset : min(stop, offset + _CHUNK)]
             sent += len(chunk)
             if sent > at_most:
                 raise Untrusted(f"{path} is longer than {at_most} bytes")
             self.served += len(chunk)
             yield chunk
             await asyncio.sleep(0)
-        if end < len(data):
+        if stop < whole:
             raise TryLater(f"the source broke off in {path}")
 
 
