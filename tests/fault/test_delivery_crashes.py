@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import edgewise.backends.files.layout as layout_module
 import edgewise.backends.files.node_store as node_store_module
 import edgewise.runtime.durable as durable_module
 from edgewise.backends.files.node_store import NodeStore
@@ -32,7 +33,7 @@ class CountingOs:
 
     CHANGES = frozenset(
         {"rename", "link", "symlink", "fsync", "open", "fchmod", "unlink", "chmod", "fdopen"}
-    )
+    ) | {"mkdir", "pwrite", "chown", "fchown", "setxattr", "ftruncate"}
 
     def __init__(
         self, survive: int, failure: BaseException, spare: frozenset[str] = frozenset()
@@ -117,6 +118,7 @@ async def test_a_node_killed_between_any_two_writes_has_one_whole_release(
         with monkeypatch.context() as patch:
             shim = CountingOs(survive, PowerCut())
             patch.setattr(node_store_module, "os", shim)
+            patch.setattr(layout_module, "os", shim)
             patch.setattr(durable_module, "os", shim)
             # Inside the downloading tasks a power cut arrives as a group of one.
             with contextlib.suppress(PowerCut, BaseExceptionGroup):
@@ -146,6 +148,7 @@ async def test_a_disk_that_fills_at_any_write_leaves_the_old_release_running(
         with monkeypatch.context() as patch:
             shim = CountingOs(survive, OSError(errno.ENOSPC, "full"), frozenset({"unlink"}))
             patch.setattr(node_store_module, "os", shim)
+            patch.setattr(layout_module, "os", shim)
             patch.setattr(durable_module, "os", shim)
             try:
                 await world.install(root, world.new)

@@ -126,7 +126,7 @@ class _Fetch:
         )
         self._store.begin(release)
         for name, tree in trees.items():
-            self._store.lay_out(release, f"apps/{name}", tree.entries)
+            self._store.lay_out(release, f"apps/{name}", tree)
         self._store.finish(installed, self._sizes_of(entries))
         return installed
 
@@ -193,7 +193,7 @@ class _Fetch:
             raise Untrusted(f"app name {app.name[:80]!r} is not a name")
         tree = await self._document(ref.sha256, Tree, limits.TREE, f"tree of {app.name}")
         try:
-            refuse_privilege(tree.entries)
+            refuse_privilege(tree)
         except BadUsage as error:
             raise Untrusted(f"app {app.name}: {error}") from error
         if sum(entry.size for entry in tree.entries) != ref.size:
@@ -228,10 +228,11 @@ class _Fetch:
     # Files
 
     async def _files(self, entries: list[Entry]) -> None:
-        plan = plan_fetch(entries, self._store.modes)
-        if not all([self._store.verify(entry.sha256, entry.mode) for entry in plan.check]):
-            plan = plan_fetch(entries, self._store.modes)
-        check_space(plan, self._store.free_bytes(), reserve=self._terms.reserve)
+        plan = plan_fetch(entries, self._store.kept)
+        if not all([self._store.verify(*kept) for kept in plan.check]):
+            plan = plan_fetch(entries, self._store.kept)
+        free, inodes = self._store.free_bytes(), self._store.free_inodes()
+        check_space(plan, free, inodes, reserve=self._terms.reserve)
         waiting = iter([step for step in plan.steps if isinstance(step, Whole)])
         done = 0
         failed: list[EdgewiseError] = []
@@ -256,18 +257,17 @@ class _Fetch:
             raise failed[0]
         for step in plan.steps:
             if isinstance(step, Copy):
-                self._store.copy_mode(step.entry.sha256, step.have, step.entry.mode)
+                self._store.copy(step.entry.sha256, step.have, step.entry.attributes)
 
     async def _whole(self, step: Whole) -> None:
         entry = step.entry
 
         def keep(content: Iterator[bytes]) -> None:
-            first = msgspec.structs.replace(entry, mode=step.modes[0])
-            self._store.keep_file(first, content)
+            self._store.keep_file(entry.sha256, step.variants[0], content)
 
         await self._object(entry.sha256, entry.size, keep)
-        for mode in step.modes[1:]:
-            self._store.copy_mode(entry.sha256, step.modes[0], mode)
+        for attributes in step.variants[1:]:
+            self._store.copy(entry.sha256, step.variants[0].key, attributes)
 
     # Objects
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgewise.model.errors import NeedsPerson, Untrusted
-from edgewise.protocol.content import Entry
+from edgewise.protocol.content import Attributes, Entry
 
 RESERVE: Final = 64 << 20
 """Bytes that a fetch leaves free for the apps' own data and logs."""
@@ -19,20 +19,31 @@ BLOCK: Final = 4096
 """What a small file takes on the disk."""
 
 
+class Kept(NamedTuple):
+    """A file that is here, as its name says."""
+
+    sha256: str
+    key: str
+    """``Attributes.key``."""
+    xattrs: tuple[tuple[str, bytes], ...] | None
+    """None: not known here, and not wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The content is here under another mode."""
+    """The content is here with other attributes."""
 
     entry: Entry
-    have: int
+    have: str
+    """``Attributes.key`` of what is here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The content travels as one packed object, and is kept under each of these modes."""
+    """The content travels as one packed object, and is kept with each of these attributes."""
 
     entry: Entry
-    modes: tuple[int, ...]
+    variants: tuple[Attributes, ...]
 
 
 Step = Copy | Whole
@@ -43,60 +54,70 @@ class FetchPlan:
     """What to do, and what it costs at most."""
 
     steps: tuple[Step, ...]
-    check: tuple[Entry, ...]
+    check: tuple[Kept, ...]
     """Files that are here: verify each before it is used, and plan again if one fails."""
     fetch_bytes: int
     """Unpacked bytes that travel; packed they are at most about 1 % more, mostly far less."""
     disk_bytes: int
     """Space taken while and after fetching."""
+    inodes: int
+    """Files, directories and links made at most."""
     full_bytes: int
     """Unpacked bytes of everything, had nothing been here."""
 
 
-def plan_fetch(entries: Iterable[Entry], modes: Callable[[str], tuple[int, ...]]) -> FetchPlan:
+def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]]) -> FetchPlan:
     """Steps that bring every file of ``entries`` here.
 
-    ``modes`` tells under which modes a digest is kept. Raises Untrusted when two entries
-    give one digest different sizes.
+    ``kept`` tells under which keys a digest is kept. Raises Untrusted when two entries give
+    one digest different sizes.
     """
-    wanted: dict[str, dict[int, Entry]] = {}
+    wanted: dict[str, dict[str, Entry]] = {}
+    others = disk = 0
     for entry in entries:
         if entry.kind == "file":
-            wanted.setdefault(entry.sha256, {})[entry.mode] = entry
-    steps: list[Step] = []
-    check: list[Entry] = []
-    travel = disk = full = 0
-    for by_mode in wanted.values():
-        first = next(iter(by_mode.values()))
-        if any(entry.size != first.size for entry in by_mode.values()):
-            raise Untrusted(f"object {first.sha256[:12]} has two sizes in one release")
-        have = modes(first.sha256)
-        lacking = tuple(mode for mode in by_mode if mode not in have)
-        full += first.size
-        disk += sum(_on_disk(first.size) for _ in lacking)
-        check += [by_mode[mode] for mode in by_mode if mode in have]
-        if have:
-            if not any(mode in have for mode in by_mode):
-                check.append(_with_mode(first, have[0]))
-            source = next((mode for mode in by_mode if mode in have), have[0])
-            steps += [Copy(by_mode[mode], source) for mode in lacking]
+            wanted.setdefault(entry.sha256, {})[entry.attributes.key] = entry
         else:
-            steps.append(Whole(first, lacking))
+            others += 1
+            disk += BLOCK if entry.kind == "dir" else 0
+    steps: list[Step] = []
+    check: list[Kept] = []
+    travel = full = new = 0
+    for by_key in wanted.values():
+        first = next(iter(by_key.values()))
+        if any(entry.size != first.size for entry in by_key.values()):
+            raise Untrusted(f"object {first.sha256[:12]} has two sizes in one release")
+        have = kept(first.sha256)
+        lacking = [entry for key, entry in by_key.items() if key not in have]
+        full += first.size
+        new += len(lacking)
+        disk += sum(_on_disk(first.size) for _ in lacking)
+        check += [Kept(e.sha256, key, e.xattrs) for key, e in by_key.items() if key in have]
+        if have:
+            if not any(key in have for key in by_key):
+                check.append(Kept(first.sha256, have[0], None))
+            source = next((key for key in by_key if key in have), have[0])
+            steps += [Copy(entry, source) for entry in lacking]
+        else:
+            steps.append(Whole(first, tuple(entry.attributes for entry in lacking)))
             travel += first.size
             disk += _on_disk(first.size)  # its packed bytes, until it is unpacked
-    return FetchPlan(tuple(steps), tuple(check), travel, disk, full)
-
-
-def _with_mode(entry: Entry, mode: int) -> Entry:
-    return Entry(entry.path, "file", mode, entry.size, entry.sha256)
+    return FetchPlan(tuple(steps), tuple(check), travel, disk, others + new, full)
 
 
 def _on_disk(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def check_space(plan: FetchPlan, free: int, *, reserve: int = RESERVE) -> None:
-    """Raises NeedsPerson, before the first byte travels, when the disk is too small."""
+def check_space(plan: FetchPlan, free: int, inodes: int, *, reserve: int = RESERVE) -> None:
+    """Raises NeedsPerson, before the first byte travels, when the disk is too small: ``free``
+    bytes and ``inodes`` are left on it."""
+    if plan.inodes > inodes:
+        raise NeedsPerson(
+            f"the release has up to {plan.inodes:,} new files and directories;"
+            f" the disk takes {inodes:,} more (inodes)",
+            hint="delete small files on the node's state disk, or make it with more inodes",
+        )
     needed = plan.disk_bytes + reserve
     if plan.disk_bytes and free < needed:
         raise NeedsPerson(

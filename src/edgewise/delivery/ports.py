@@ -9,7 +9,7 @@ from typing import IO, Protocol
 
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
-from edgewise.protocol.content import Entry
+from edgewise.protocol.content import Attributes, Tree
 from edgewise.protocol.installed import Installed
 
 
@@ -107,6 +107,9 @@ class NodeFiles(Protocol):
     """
 
     def free_bytes(self) -> int: ...
+    def free_inodes(self) -> int:
+        """How many more files and directories fit; very many where there is no such bound."""
+
     def fetching(self) -> AbstractContextManager[None]:
         """While held, ``collect`` deletes no object."""
 
@@ -121,16 +124,24 @@ class NodeFiles(Protocol):
         """A kept document, verified; None when absent or damaged."""
 
     def keep_document(self, sha256: str, data: bytes) -> None: ...
-    def modes(self, sha256: str) -> tuple[int, ...]:
-        """The modes under which a file's content is kept; not verified."""
+    def kept(self, sha256: str) -> tuple[str, ...]:
+        """The ``Attributes.key`` under which a file's content is kept; not verified."""
 
-    def verify(self, sha256: str, mode: int) -> bool:
-        """Whether the kept file still matches its digest; one that does not is dropped."""
+    def verify(
+        self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
+    ) -> bool:
+        """Whether the kept file still is what its name says; one that is not is dropped.
 
-    def keep_file(self, entry: Entry, content: Iterator[bytes]) -> None:
-        """Keep a file; nothing stays when ``content`` raises."""
+        Content, mode and owner are checked, and xattrs where they are given.
+        """
 
-    def copy_mode(self, sha256: str, have: int, want: int) -> None: ...
+    def keep_file(self, sha256: str, attributes: Attributes, content: Iterator[bytes]) -> None:
+        """Keep a file; nothing stays when ``content`` raises. NeedsPerson also where this
+        process may not give files that owner."""
+
+    def copy(self, sha256: str, have: str, want: Attributes) -> None:
+        """Keep a file that is here under the key ``have`` with other attributes too."""
+
     def partial(self, sha256: str) -> AbstractContextManager[IO[bytes]]:
         """The packed bytes downloaded so far, open for reading and appending."""
 
@@ -139,8 +150,8 @@ class NodeFiles(Protocol):
         """Bytes in it."""
 
     def begin(self, release: str) -> None: ...
-    def lay_out(self, release: str, directory: str, entries: tuple[Entry, ...]) -> None:
-        """Links a tree's kept files into the staged release."""
+    def lay_out(self, release: str, directory: str, tree: Tree) -> None:
+        """Make a tree in the staged release, its files linked to the kept ones."""
 
     def finish(self, installed: Installed, packed_sizes: dict[str, int]) -> None:
         """Sync everything, then make the release visible."""

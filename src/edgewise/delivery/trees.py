@@ -4,27 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from edgewise.model.errors import BadUsage
 from edgewise.model.names import Digest
 from edgewise.protocol.codec import encode
-from edgewise.protocol.content import Entry, Tree, TreeRef
+from edgewise.protocol.content import Entry, Top, Tree, TreeRef
 
 _SETUID_OR_SETGID = 0o6000
 
 
-def make_tree(entries: Iterable[Entry]) -> Tree:
-    """Sort and check. Raises BadUsage, naming the path, for what a node would refuse."""
-    ordered = sorted(entries, key=lambda entry: entry.path)
-    refuse_privilege(ordered)
+def make_tree(entries: Iterable[Entry], system: Top | None = None) -> Tree:
+    """Sort and check; ``system`` is the top directory of a system tree.
+
+    Raises BadUsage, naming the path, for what a node would refuse.
+    """
+    ordered = tuple(sorted(entries, key=lambda entry: entry.path))
     try:
-        return Tree(tuple(ordered))
+        tree = Tree(ordered, system=msgspec.UNSET if system is None else system)
     except ValueError as error:
         raise BadUsage(str(error)) from error
+    if system is None:
+        refuse_privilege(tree)
+    return tree
 
 
-def refuse_privilege(entries: Iterable[Entry]) -> None:
-    """Raises BadUsage for a setuid or setgid file: a tree gives nobody more rights."""
-    for entry in entries:
+def refuse_privilege(tree: Tree) -> None:
+    """Raises BadUsage for a tree that would give an app more rights than its user has: a
+    system tree (owners, capabilities, devices), or a setuid or setgid file."""
+    if tree.system is not msgspec.UNSET:
+        raise BadUsage(
+            "it is a system tree, with owners, capabilities and devices; apps get plain ones",
+            hint="build it without --system",
+        )
+    for entry in tree.entries:
         if entry.kind == "file" and entry.mode & _SETUID_OR_SETGID:
             raise BadUsage(
                 f"{entry.path!r} has mode {entry.mode:04o}: setuid and setgid files"

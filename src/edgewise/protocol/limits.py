@@ -46,6 +46,20 @@ ENTRIES: Final = 500_000
 """Files in one tree."""
 PATH: Final = 4096
 """Characters in one path of a tree (Linux PATH_MAX)."""
+NAME: Final = 255
+"""Bytes in one segment of a path (Linux NAME_MAX)."""
+XATTR_NAME: Final = 255
+"""Bytes in the name of an extended attribute (Linux XATTR_NAME_MAX)."""
+XATTR_VALUE: Final = 64 << 10
+"""Bytes in its value (Linux XATTR_SIZE_MAX)."""
+XATTR_LIST: Final = 64 << 10
+"""Bytes in all names of one file's, each with its NUL (Linux XATTR_LIST_MAX)."""
+OWNER: Final = 0xFFFFFFFE
+"""The largest user or group ID; the one after it tells chown(2) to change nothing."""
+DEVICE_MAJOR: Final = 0xFFF
+"""Linux has 12 bits for a device's major number."""
+DEVICE_MINOR: Final = 0xFFFFF
+"""And 20 bits for its minor number."""
 BUNDLES: Final = 4 << 20
 """Trust bundles: a thousand domains with 4 KB each."""
 WORKLOAD_REQUEST: Final = 256 << 10

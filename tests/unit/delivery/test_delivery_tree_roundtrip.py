@@ -47,9 +47,10 @@ def there_and_back(content: dict) -> tuple[Tree, Tree]:
         store = NodeStore(top / "node")
         for entry in before.entries:
             if entry.kind == "file":
-                store.keep_file(entry, iter([(top / "in" / entry.path).read_bytes()]))
+                content = (top / "in" / entry.path).read_bytes()
+                store.keep_file(entry.sha256, entry.attributes, iter([content]))
         store.begin(RELEASE)
-        store.lay_out(RELEASE, "apps/a", before.entries)
+        store.lay_out(RELEASE, "apps/a", before)
         store.finish(Installed(RELEASE, "n", "linux/amd64"), {})
         return before, scan(store.release_directory(RELEASE) / "apps" / "a")
 
@@ -92,9 +93,9 @@ def test_a_read_only_directory_can_be_checked_out_and_deleted(tmp_path: Path) ->
     store = NodeStore(tmp_path / "node")
     for entry in tree.entries:
         if entry.kind == "file":
-            store.keep_file(entry, iter([b"x"]))
+            store.keep_file(entry.sha256, entry.attributes, iter([b"x"]))
     store.begin(RELEASE)
-    store.lay_out(RELEASE, "apps/a", tree.entries)
+    store.lay_out(RELEASE, "apps/a", tree)
     store.finish(Installed(RELEASE, "n", "linux/amd64"), {})
     locked = store.release_directory(RELEASE) / "apps" / "a" / "locked"
     assert stat.S_IMODE(locked.stat().st_mode) == 0o555

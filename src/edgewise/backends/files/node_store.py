@@ -1,4 +1,4 @@
-"""What a node keeps: files by digest and mode, documents, releases, and which one is current.
+"""What a node keeps: files by digest and attributes, documents, releases, and which one is current.
 
 Standard library and msgspec only: the resident agent reads from here without the worker.
 
@@ -16,6 +16,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import stat
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ import msgspec
 from edgewise.delivery.ports import NodeFiles
 from edgewise.model.errors import NeedsPerson, NotFound
 from edgewise.model.names import Digest
-from edgewise.protocol.content import Entry
+from edgewise.protocol.content import Attributes, Entry, Tree
 from edgewise.protocol.installed import Installed
 from edgewise.runtime.durable import (
     disk_error,
@@ -38,6 +41,10 @@ from edgewise.runtime.durable import (
 )
 
 _COPY = 1 << 20
+_KEY = re.compile(r"([0-7]{1,4})(?:\.(\d{1,10})\.(\d{1,10})(\.[0-9a-f]{32})?s?)?")
+"""``Attributes.key``: mode, user, group, a digest of the xattrs."""
+_GIVES_RIGHTS = frozenset({"security.capability", "system.posix_acl_access"})
+"""Xattrs that a kept file must not have unless its name says so."""
 
 
 class NodeStore:
@@ -50,6 +57,9 @@ class NodeStore:
         self._releases = root / "releases"
         self._staging = root / "staging"
         self._partials = root / "staging" / "partial"
+        # Nobody but the agent needs what is kept, and old setuid files are among it.
+        for folder in (root / "store", self._staging):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self._objects, self._documents, self._releases, self._partials):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -118,6 +128,11 @@ class NodeStore:
         """Bytes that this process may still write on the store's file system."""
         about = os.statvfs(self.root)
         return about.f_bavail * about.f_frsize
+
+    def free_inodes(self) -> int:
+        """See ``NodeFiles.free_inodes``."""
+        about = os.statvfs(self.root)
+        return about.f_favail if about.f_files else sys.maxsize  # btrfs counts none
 
     def collect(self, keep: Collection[str] = ()) -> int:
         """Delete what nothing needs: releases but current, previous and ``keep``, then
@@ -216,46 +231,57 @@ class NodeStore:
             file.flush()
             os.rename(waiting, self._documents / Digest(sha256).sha256)
 
-    def modes(self, sha256: str) -> tuple[int, ...]:
-        """See ``NodeFiles.modes``."""
+    def kept(self, sha256: str) -> tuple[str, ...]:
+        """See ``NodeFiles.kept``."""
         folder = self._objects / sha256[:2]
         prefix = f"{sha256[2:]}-"
         try:
             names = [name for name in os.listdir(folder) if name.startswith(prefix)]
         except FileNotFoundError:
             return ()
-        return tuple(sorted(int(name.removeprefix(prefix), 8) for name in names))
+        keys = sorted(name.removeprefix(prefix) for name in names)
+        return tuple(key for key in keys if _KEY.fullmatch(key))
 
-    def verify(self, sha256: str, mode: int) -> bool:
+    def verify(
+        self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
+    ) -> bool:
         """See ``NodeFiles.verify``."""
-        path = self._object(sha256, mode)
+        path = self._object(sha256, key)
         try:
-            with open(path, "rb") as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-                sound = sound and os.fstat(file.fileno()).st_mode & 0o7777 == mode
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            path.unlink()
+            return False
+        with open(fd, "rb") as file:
+            sound = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            sound = sound and _has_key(fd, key)
+            sound = sound and (xattrs is None or _has_xattrs(fd, xattrs))
         if not sound:
             path.unlink()
         return sound
 
-    def keep_file(self, entry: Entry, content: Iterator[bytes]) -> None:
+    def keep_file(self, sha256: str, attributes: Attributes, content: Iterator[bytes]) -> None:
         """See ``NodeFiles.keep_file``."""
+        from edgewise.backends.files import layout  # the resident agent writes no objects
+
         with self._new_file() as (file, waiting):
-            for chunk in content:
-                file.write(chunk)
-            file.flush()
-            os.fchmod(file.fileno(), entry.mode)
-            final = self._object(entry.sha256, entry.mode)
+            layout.fill(file.fileno(), content, sparse=attributes.sparse)
+            try:
+                layout.give(file.fileno(), attributes)
+            except OSError as error:
+                raise _not_allowed(error, attributes) from error
+            final = self._object(sha256, attributes.key)
             final.parent.mkdir(exist_ok=True)
             os.rename(waiting, final)
 
-    def copy_mode(self, sha256: str, have: int, want: int) -> None:
-        """See ``NodeFiles.copy_mode``."""
+    def copy(self, sha256: str, have: str, want: Attributes) -> None:
+        """See ``NodeFiles.copy``."""
         with open(self._object(sha256, have), "rb") as file:
-            self.keep_file(
-                Entry("copy", "file", want, sha256=sha256), iter(lambda: file.read(_COPY), b"")
-            )
+            self.keep_file(sha256, want, iter(lambda: file.read(_COPY), b""))
 
     @contextmanager
     def partial(self, sha256: str) -> Iterator[IO[bytes]]:
@@ -287,35 +313,29 @@ class NodeStore:
         except OSError as error:
             raise disk_error(error, self.root) from error
 
-    def lay_out(self, release: str, directory: str, entries: tuple[Entry, ...]) -> None:
+    def lay_out(self, release: str, directory: str, tree: Tree) -> None:
         """See ``NodeFiles.lay_out``."""
+        from edgewise.backends.files import layout
+
         top = self._stage(release) / directory
         try:
-            top.mkdir(parents=True)
-            for entry in entries:
-                path = top / entry.path
-                if entry.kind == "dir":
-                    path.mkdir(mode=0o700)
-                elif entry.kind == "link":
-                    path.symlink_to(entry.target)
-                else:
-                    self._link(entry, path)
-            for entry in reversed(entries):
-                if entry.kind == "dir":  # last: a read-only directory takes no files
-                    (top / entry.path).chmod(entry.mode & 0o1777)
+            top.parent.mkdir(parents=True, exist_ok=True)
+            layout.lay_out(top, tree, self._link)
         except OSError as error:
             raise disk_error(error, self.root) from error
 
-    def _link(self, entry: Entry, path: Path) -> None:
-        kept = self._object(entry.sha256, entry.mode)
+    def _link(self, entry: Entry, directory: int, name: str) -> None:
+        kept = self._object(entry.sha256, entry.attributes.key)
         try:
-            os.link(kept, path)
+            os.link(kept, name, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno != errno.EMLINK:  # ext4: 65,000 links to one (often empty) file
                 raise
-            import shutil  # kept out of the resident agent, which never lays out
+            from edgewise.backends.files import layout
 
-            shutil.copy2(kept, path)
+            with open(kept, "rb") as file:
+                chunks = iter(lambda: file.read(_COPY), b"")
+                layout.write_new(entry.attributes, chunks, directory, name)
 
     def finish(self, installed: Installed, packed_sizes: dict[str, int]) -> None:
         """See ``NodeFiles.finish``."""
@@ -339,8 +359,8 @@ class NodeStore:
 
     # How
 
-    def _object(self, sha256: str, mode: int) -> Path:
-        return self._objects / sha256[:2] / f"{Digest(sha256).sha256[2:]}-{mode:o}"
+    def _object(self, sha256: str, key: str) -> Path:
+        return self._objects / sha256[:2] / f"{Digest(sha256).sha256[2:]}-{key}"
 
     def _stage(self, release: str) -> Path:
         return self._staging / Digest(release).sha256
@@ -405,6 +425,47 @@ def _documents(release: Installed) -> Iterator[str]:
     for secret in release.secrets:
         yield secret.part
         yield secret.sealed
+
+
+def _has_key(fd: int, key: str) -> bool:
+    match = _KEY.fullmatch(key)
+    about = os.fstat(fd)
+    if match is None or not stat.S_ISREG(about.st_mode):
+        return False
+    mode, uid, gid, hashed = match.groups()
+    if about.st_mode & 0o7777 != int(mode, 8):
+        return False
+    if uid is not None and (about.st_uid, about.st_gid) != (int(uid), int(gid)):
+        return False
+    return bool(hashed) or not _GIVES_RIGHTS.intersection(_xattrs_of(fd))
+
+
+def _has_xattrs(fd: int, xattrs: tuple[tuple[str, bytes], ...]) -> bool:
+    """Others may be there: a kernel labels files of its own accord (SELinux, IMA)."""
+    names = _xattrs_of(fd)
+    return all(name in names and os.getxattr(fd, name) == value for name, value in xattrs) and (
+        _GIVES_RIGHTS.isdisjoint(set(names) - {name for name, _ in xattrs})
+    )
+
+
+def _xattrs_of(fd: int) -> list[str]:
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []
+
+
+def _not_allowed(error: OSError, attributes: Attributes) -> Exception:
+    if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP) or attributes.uid is None:
+        return error
+    names = ", ".join(name for name, _ in attributes.xattrs) or "no xattrs"
+    return NeedsPerson(
+        f"a file cannot be given user {attributes.uid}, group {attributes.gid}, mode"
+        f" {attributes.mode:04o} and {names} here: {error.strerror}",
+        hint="a node lays system trees out as root, on a file system that has xattrs",
+    )
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Lay a tree out in a directory, with everything that it carries, never through a symlink.
+
+Laws: a directory is only ever entered by its name below an open descriptor, with O_NOFOLLOW;
+nothing that exists is opened for writing or replaced; an owner is given before the mode (chown(2)
+clears setuid and capabilities), the mode before xattrs; directories get theirs last, the deepest
+first, so that read-only ones can be filled. Not loaded by the resident agent.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgewise.protocol.content import Attributes, Entry, Top, Tree
+
+Place = Callable[[Entry, int, str], None]
+"""Puts a ``file``, with content and attributes, at a name below an open directory."""
+
+HOLE: Final = 4096
+"""Bytes of the smallest hole; the block size of nearly every file system."""
+_ZEROS: Final = bytes(HOLE)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_TYPES: Final = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
+
+
+def lay_out(top: Path, tree: Tree, place: Place) -> None:
+    """Make the directory ``top``, which must not exist, and all of the tree in it.
+
+    Raises OSError, also where somebody put something in the way meanwhile: FileExistsError,
+    NotADirectoryError or ELOOP. What was made until then is left for the caller to remove.
+    """
+    os.mkdir(top, 0o700)
+    opened = os.open(top, _DIRECTORY)
+    try:
+        below: dict[str, list[Entry]] = {}
+        for entry in tree.entries:
+            below.setdefault(entry.path.rpartition("/")[0], []).append(entry)
+        for folder, entries in below.items():  # sorted: a folder was made by one before it
+            with _inside(opened, folder) as fd:
+                for entry in entries:
+                    if entry.kind != "hard":
+                        _make(entry, fd, place)
+        for entry in tree.entries:
+            if entry.kind == "hard":
+                _second_name(opened, entry)
+        for entry in reversed(tree.entries):
+            if entry.kind == "dir":
+                with _inside(opened, entry.path) as fd:
+                    _finish_directory(fd, entry)
+        if isinstance(tree.system, Top):
+            said = tree.system
+            give(opened, Attributes(said.mode, said.uid, said.gid, said.xattrs))
+        else:
+            os.fchmod(opened, 0o755)
+    finally:
+        os.close(opened)
+
+
+def write_new(attributes: Attributes, content: Iterable[bytes], fd: int, name: str) -> None:
+    """Make a file below an open directory. Raises OSError, FileExistsError where it exists."""
+    made = os.open(name, _NEW, 0o600, dir_fd=fd)
+    try:
+        fill(made, content, sparse=attributes.sparse)
+        give(made, attributes)
+    finally:
+        os.close(made)
+
+
+def fill(fd: int, content: Iterable[bytes], *, sparse: bool) -> None:
+    """Write ``content`` to an empty file; ``sparse`` leaves holes for its blocks of zeros."""
+    at = 0
+    for chunk in content:
+        if not sparse:
+            _write(fd, memoryview(chunk), at)
+            at += len(chunk)
+            continue
+        for piece in _blocks(chunk, at):
+            if piece != _ZEROS:
+                _write(fd, memoryview(piece), at)
+            at += len(piece)
+    if sparse:
+        os.ftruncate(fd, at)
+
+
+def give(target: int | str, attributes: Attributes) -> None:
+    """Owner, mode and xattrs of an open file, or of a path that follows no link.
+
+    Raises OSError; PermissionError where the process may not (owners need root).
+    """
+    if attributes.uid is not None and attributes.gid is not None:
+        os.chown(target, attributes.uid, attributes.gid)
+    os.chmod(target, attributes.mode)
+    for name, value in attributes.xattrs:
+        os.setxattr(target, name, value)
+
+
+def _write(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
+
+
+def _blocks(chunk: bytes, at: int) -> Iterator[bytes]:
+    """``chunk``, whose first byte is at offset ``at``, cut at multiples of HOLE."""
+    start = 0
+    while start < len(chunk):
+        end = start + HOLE - (at + start) % HOLE
+        yield bytes(chunk[start:end])
+        start = end
+
+
+@contextmanager
+def _inside(top: int, path: str) -> Iterator[int]:
+    """The directory ``path`` below ``top``, entered one name at a time."""
+    fd = os.dup(top)
+    try:
+        for name in path.split("/") if path else ():
+            deeper = os.open(name, _DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _make(entry: Entry, fd: int, place: Place) -> None:
+    name = entry.path.rpartition("/")[2]
+    match entry.kind:
+        case "file":
+            place(entry, fd, name)
+        case "dir":
+            os.mkdir(name, 0o700, dir_fd=fd)
+        case "link":
+            os.symlink(entry.target, name, dir_fd=fd)
+            if entry.attributes.uid is not None:
+                uid, gid = entry.attributes.uid, entry.attributes.gid
+                os.chown(name, uid, gid or 0, dir_fd=fd, follow_symlinks=False)
+            for key, value in entry.xattrs:
+                # There is no setxattrat(2) before Linux 6.13; this names what fd is open on.
+                os.setxattr(f"/proc/self/fd/{fd}/{name}", key, value, follow_symlinks=False)
+        case _:
+            _make_special(entry, fd, name)
+
+
+def _make_special(entry: Entry, fd: int, name: str) -> None:
+    kind = _TYPES[entry.kind]
+    number = 0 if isinstance(entry.device, msgspec.UnsetType) else os.makedev(*entry.device)
+    os.mknod(name, kind | 0o600, number, dir_fd=fd)
+    # O_PATH: a device or pipe is named, not opened; chmod(2) through /proc follows to just it.
+    made = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        about = os.fstat(made)
+        if stat.S_IFMT(about.st_mode) != kind or about.st_rdev != number:
+            raise FileExistsError(f"{entry.path} was replaced while the tree was laid out")
+        give(f"/proc/self/fd/{made}", entry.attributes)
+    finally:
+        os.close(made)
+
+
+def _second_name(top: int, entry: Entry) -> None:
+    folder, _, name = entry.path.rpartition("/")
+    first_folder, _, first = entry.target.rpartition("/")
+    with _inside(top, first_folder) as source, _inside(top, folder) as fd:
+        os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+
+
+def _finish_directory(fd: int, entry: Entry) -> None:
+    if entry.attributes.uid is None:
+        os.fchmod(fd, entry.mode & 0o1777)
+    else:
+        give(fd, entry.attributes)
