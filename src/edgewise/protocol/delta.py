@@ -45,13 +45,19 @@ class DeltaRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise ValueError(f"delta {self.sha256[:12]} has sizes that cannot be")
 
 
-class DeltaList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeltaList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The deltas and packs that lead to the trees of a fleet's releases; an object."""
 
     deltas: tuple[DeltaRef, ...]
     """Sorted by (tree, base)."""
+    documents: tuple[str, ...] = ()
+    """Small documents of these releases, as they are (UTF-8 JSON): parts, and manifests of
+    small trees. They save a request each; a node keeps each under the digest of its bytes, so
+    what is wrong here is just not found. Those that most nodes need, ``DOCUMENTS`` at most."""
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
         if len(self.deltas) > limits.DELTAS:
             raise ValueError(f"a list names at most {limits.DELTAS} deltas")
+        if sum(map(len, self.documents)) > limits.DOCUMENTS:
+            raise ValueError(f"a list carries at most {limits.DOCUMENTS} bytes of documents")
