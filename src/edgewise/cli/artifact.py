@@ -1,4 +1,4 @@
-"""``edgewise artifact``: key, build, sign, publish, ls; backends.files.builds has the folder."""
+"""``edgewise artifact``: from a directory to what the hub has, and back; backends.files.builds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgewise.cli import artifact_checkout
 from edgewise.cli.builder import Adopt, Also, Builder, in_use, upload
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage, NeedsPerson
@@ -26,6 +27,10 @@ From = Annotated[
 ]
 BUILT = Path("~/.edgewise/built")
 _ASKED_AT_ONCE = 1000
+
+app.command(
+    "checkout", help="Make a directory of an artifact's tree, verified, as a node would have it."
+)(artifact_checkout.verb)
 
 
 @app.command("ls", help="Published artifacts.")
@@ -86,6 +91,14 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
     ] = None,
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)] = BUILT,
     built_from: Annotated[str, typer.Option(help="Commit or pipeline, shown to people.")] = "",
+    system: Annotated[
+        bool,
+        typer.Option(
+            "--system",
+            help="Of an operating system's root: DIRECTORY or a tar file, with owners, xattrs, "
+            "devices and links to anywhere.",
+        ),
+    ] = False,
 ) -> None:
     from edgewise.backends.files.builds import BuildFolder
     from edgewise.delivery.builder import artifact_path, make_artifact
@@ -96,12 +109,13 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
     sources = _sources(directory, platform or [])
     collected: dict[Path, TreeRef] = {}
     with tempfile.TemporaryDirectory(prefix="edgewise-build-") as scratch:
-        sources = _scripts_run(sources, version, Path(scratch))
+        sources = _scripts_run(sources, version, Path(scratch), system=system)
         for source in sources.values():
             if source not in collected:
-                collected[source] = folder.add_tree(source)
+                add = folder.add_system if system else folder.add_tree
+                collected[source] = add(source)
     trees = {one: collected[source] for one, source in sources.items()}
-    artifact = make_artifact(name, version, trees, built_from=built_from)
+    artifact = make_artifact(name, version, trees, built_from=built_from, system=system)
     folder.add(artifact)
     if session.as_json:
         session.json(artifact)
@@ -175,13 +189,18 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
     session.done(f"published: {name} {version}, {size(sent)} of {size(total)} sent")
 
 
-def _scripts_run(sources: dict[str, Path], version: str, scratch: Path) -> dict[str, Path]:
-    """Directories as they are; a build script becomes what it makes for each platform."""
+def _scripts_run(
+    sources: dict[str, Path], version: str, scratch: Path, *, system: bool
+) -> dict[str, Path]:
+    """Directories, and tar files of a system, as they are; a build script becomes what it makes
+    for each platform."""
+    import tarfile
+
     from edgewise.backends.files.builds import run_script
 
     made: dict[str, Path] = {}
     for platform, source in sources.items():
-        if source.is_file():
+        if source.is_file() and not (system and tarfile.is_tarfile(source)):
             output = scratch / platform.replace("/", "-")
             output.mkdir()
             asyncio.run(run_script(source, platform, version, output))

@@ -39,6 +39,7 @@ API_TOKEN = "EDGEWISE_API_TOKEN"
 """Variable with an API token; the context then only says where the hub is and its root."""
 MAX_ANSWER = 64 << 20
 _MAX_EVENT = 4 << 20
+_CHUNK = 1 << 20
 _CONNECT_S = 10.0
 """Seconds for connection and handshake: a hub that hangs is told apart from one that works."""
 _GIT_STALLS_S = 120
@@ -178,6 +179,24 @@ class Client:
     def raw(self, path: str) -> tuple[bytes, Mapping[str, str]]:
         """GET bytes as they are, and the answer's headers in lower case."""
         return self._call("GET", path, None)
+
+    def download(self, path: str, sink: IO[bytes], *, at_most: int) -> int:
+        """GET bytes into ``sink``, streamed; returns how many. Raises Untrusted for more."""
+        token = self.context.token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = self._send("GET", path, None, headers)
+        seen = 0
+        try:
+            while chunk := answer.read(_CHUNK):
+                seen += len(chunk)
+                if seen > at_most:
+                    self.close()
+                    raise Untrusted(f"{path} has more than the {at_most:,} bytes it may have")
+                sink.write(chunk)
+        except http.client.HTTPException as error:
+            self.close()
+            raise self._unreachable(error) from error
+        return seen
 
     def pages(self, path: str, kind: type[T], *, at_most: int = 10_000, **query: Any) -> Page[T]:
         """All items of a list, page by page, up to ``at_most``."""

@@ -35,7 +35,12 @@ def artifact_path(name: str, version: str) -> str:
 
 
 def make_artifact(
-    name: str, version: str, trees: Mapping[str, TreeRef], *, built_from: str = ""
+    name: str,
+    version: str,
+    trees: Mapping[str, TreeRef],
+    *,
+    built_from: str = "",
+    system: bool = False,
 ) -> Artifact:
     """An artifact. Raises BadUsage, with the accepted form, for a name or version that is none."""
     artifact_path(name, version)
@@ -46,7 +51,8 @@ def make_artifact(
             Platform(platform)
     except ValueError as error:
         raise BadUsage(str(error)) from error
-    return Artifact(name, version, dict(sorted(trees.items())), built_from)
+    marked = True if system else msgspec.UNSET
+    return Artifact(name, version, dict(sorted(trees.items())), built_from, system=marked)
 
 
 def target_of_document(document: bytes) -> str:

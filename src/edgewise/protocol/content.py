@@ -102,7 +102,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return Attributes(self.mode, self.uid, self.gid, self.xattrs, self.sparse)
 
 
-_NAMESPACES: Final = ("user.", "trusted.", "security.", "system.")
+NAMESPACES: Final = ("user.", "trusted.", "security.", "system.")
+"""What the name of an xattr begins with (xattr(7))."""
 
 
 def _check_xattrs(path: str, xattrs: tuple[tuple[str, bytes], ...]) -> None:
@@ -111,7 +112,7 @@ def _check_xattrs(path: str, xattrs: tuple[tuple[str, bytes], ...]) -> None:
     for name, value in xattrs:
         octets = len(name.encode())
         listed += octets + 1
-        if not name.startswith(_NAMESPACES) or "\0" in name or octets > limits.XATTR_NAME:
+        if not name.startswith(NAMESPACES) or "\0" in name or octets > limits.XATTR_NAME:
             raise ValueError(f"tree path {path!r}: {name[:80]!r} is not the name of an xattr")
         if name <= last:
             raise ValueError(f"tree path {path!r}: xattrs are not sorted or repeat at {name!r}")
@@ -240,6 +241,8 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     built_from: str = ""
     """Free text of the build: a commit, a pipeline; shown, never interpreted."""
     schema: Literal[1] = 1
+    system: bool | msgspec.UnsetType = msgspec.UNSET
+    """True: its trees are system trees, so no app may name it. Absent otherwise."""
 
 
 def artifact_target(name: str, version: str) -> str:

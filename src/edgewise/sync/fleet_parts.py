@@ -133,6 +133,12 @@ class FleetParts:
             return None
         ref = value.spec.artifact
         if (artifact := known.get((ref.ref, ref.version))) is not None:
+            if artifact.system is True:
+                message = f"artifact {ref.ref} {ref.version} is an operating system, no app"
+                hint = "apps get plain trees: build one without --system"
+                finding = Finding(("spec", "artifact", "ref"), message, hint, ref.ref)
+                self._bench.report.at(source, finding)
+                return None
             self._check_platforms(source, value.spec, artifact)
             return artifact
         versions = sorted(version for name, version in known if name == ref.ref)

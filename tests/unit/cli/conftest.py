@@ -88,6 +88,8 @@ class FakeHub:
             raise found
         if isinstance(found, list):
             return Events(_events(found))
+        if isinstance(found, bytes):
+            return Bytes(found)
         return Bytes(encode(found)) if found is not None else None
 
     def context(self, **changes: str) -> Path:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
+from edgewise.backends.files.system_trees import read_system
 from edgewise.backends.files.trees import scan
 from edgewise.delivery.builder import artifact_path
 from edgewise.delivery.trees import reference
@@ -23,6 +24,7 @@ from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.content import Artifact, Tree, TreeRef
 
 _LAST_LINES = 2000
+_CHUNK = 1 << 20
 
 
 class BuildFolder:
@@ -45,23 +47,42 @@ class BuildFolder:
         Raises BadUsage for what cannot be delivered, or changed while it was read.
         """
         tree = scan(source)
-        objects, manifests = self.path / "objects", self.path / "trees"
-        objects.mkdir(parents=True, exist_ok=True)
-        manifests.mkdir(exist_ok=True)
         for entry in tree.entries:
-            target = objects / entry.sha256
-            if entry.kind != "file" or target.exists():
+            if entry.kind != "file" or (self.path / "objects" / entry.sha256).exists():
                 continue
-            waiting = objects / f".{entry.sha256}.new"
-            shutil.copyfile(source / entry.path, waiting)
-            with waiting.open("rb") as copied:
-                if hashlib.file_digest(copied, "sha256").hexdigest() != entry.sha256:
-                    waiting.unlink()
+            with (source / entry.path).open("rb") as content:
+                if self._keep(content)[0] != entry.sha256:
                     raise BadUsage(
                         f"{source / entry.path} changed while it was read",
                         hint="build again when it is still",
                     )
-            waiting.rename(target)
+        return self._add_manifest(tree)
+
+    def add_system(self, source: Path) -> TreeRef:
+        """The same for the root of an operating system, a directory or a tar file.
+
+        Raises as ``system_trees.read_system``.
+        """
+        return self._add_manifest(read_system(source, self._keep))
+
+    def _keep(self, content: IO[bytes]) -> tuple[str, int]:
+        objects = self.path / "objects"
+        objects.mkdir(parents=True, exist_ok=True)
+        waiting = objects / f".{os.getpid()}.new"
+        digest, size = hashlib.sha256(), 0
+        try:
+            with waiting.open("wb") as file:
+                while chunk := content.read(_CHUNK):
+                    digest.update(chunk)
+                    size += file.write(chunk)
+            waiting.rename(objects / digest.hexdigest())
+        finally:
+            waiting.unlink(missing_ok=True)
+        return digest.hexdigest(), size
+
+    def _add_manifest(self, tree: Tree) -> TreeRef:
+        manifests = self.path / "trees"
+        manifests.mkdir(parents=True, exist_ok=True)
         ref, manifest = reference(tree)
         (manifests / ref.sha256).write_bytes(manifest)
         return ref
