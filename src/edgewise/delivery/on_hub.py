@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Targets
 
@@ -44,6 +45,10 @@ class AwaitingBuilder(TryLater):
     """The release is compiled and waits for a builder's signature (`edgewise release sign`)."""
 
 
+async def _no_list(channel: Channel) -> bytes:
+    return b""
+
+
 class Publisher:
     """The TUF repository of one hub. Open with ``Publisher.open``."""
 
@@ -56,6 +61,9 @@ class Publisher:
         self._artifacts: dict[tuple[str, str], Artifact] = {}
         self._bundles: dict[str, dict[str, bytes]] = {}
         self._shared: dict[str, bytes] = {}
+        self.listing: Callable[[Channel], Awaitable[bytes]] = _no_list
+        """The encoded ``DeltaList`` that goes with a channel, or nothing. Its files lie synced
+        where nodes fetch before this names them."""
 
     @classmethod
     async def open(
@@ -215,23 +223,28 @@ class Publisher:
             await self._add_builds({release_target(r): releases[r][r] for r in waiting})
 
     async def publish_channels(self, channels: Sequence[Channel]) -> None:
-        """Make channels known, all with one signature. Repeating one changes nothing.
+        """Make channels known, all with one signature. Repeating one changes nothing, also
+        when there are more deltas by now: those go with the next sequence.
 
-        Raises Conflict for a channel that is older than the published one.
+        ``Channel.deltas`` is filled in here. Raises Conflict for a channel that is older than
+        the published one.
         """
         async with self._lock:
             changed: dict[str, bytes] = {}
             for channel in channels:
-                data = encode(channel)
                 before = self.channel(channel.fleet)
-                if data == self._channels.get(channel.fleet):
+                if before is not None and _same(before, channel):
                     continue
                 if before is not None and before.sequence >= channel.sequence:
                     raise Conflict(
                         f"channel {channel.fleet} is at {before.sequence} already,"
                         f" {channel.sequence} comes too late"
                     )
-                changed[channel.fleet] = data
+                names = await self.listing(channel)
+                digest = Digest.of(names).sha256 if names else ""
+                if names:
+                    await self._objects.put(digest, names)
+                changed[channel.fleet] = encode(msgspec.structs.replace(channel, deltas=digest))
             if not changed:
                 return
             targets = dict(self._tuf.targets("channels"))
@@ -330,6 +343,8 @@ class Publisher:
                 if role == "builds":
                     content = await self._objects.get(digest, at_most=target.length)
                     found |= await self._walk(named_by_target(path, content), lacking=None)
+        channels = [self.channel(fleet) for fleet in self._channels]
+        found |= {channel.deltas for channel in channels if channel and channel.deltas}
         return frozenset(found)
 
     # Checks
@@ -444,3 +459,8 @@ class Publisher:
     ) -> None:
         await asyncio.to_thread(self._tuf.commit, changed, self._clock.now(), as_signed)
         self._changed()
+
+
+def _same(one: Channel, other: Channel) -> bool:
+    """Whether two channels say the same, apart from what the publisher fills in."""
+    return msgspec.structs.replace(one, deltas="") == msgspec.structs.replace(other, deltas="")

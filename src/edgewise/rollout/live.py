@@ -187,10 +187,15 @@ class Live:
             )
         )  # fmt: skip
 
-    def say(self, change: Change) -> None:
-        """Bring the channel up to date, and remember to announce it if it says more."""
+    def say(self, change: Change, *, again: bool = False) -> None:
+        """Bring the channel up to date, and remember to announce it if it says more.
+
+        ``again``: also when it does not, with the next sequence.
+        """
         channel = ledger.channel_of(self.fleet, self.plan, self.state)
         name = self.fleet.state.name
+        if again and channel == self.fleet.state.channel:
+            channel = _replace(channel, sequence=channel.sequence + 1)
         if channel != self.fleet.state.channel:
             self.fleet.state = _replace(self.fleet.state, channel=channel)
             change.announce[name] = channel

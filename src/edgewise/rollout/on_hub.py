@@ -396,6 +396,13 @@ class Rollouts:
             await self._commit(Change(unheld=[identifier]))
             return self._held.pop(identifier)
 
+    async def say_again(self, fleet: str) -> None:
+        """Announce the channel with the next sequence: there is more to publish with it."""
+        async with self._lock:
+            change = Change()
+            self._live(fleet).say(change, again=True)
+            await self._commit(change)
+
     # Performing.
 
     async def _perform_for_ever(
