@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 HOME = Path("~/.edgewise")
 DATA = HOME / "hub"
 
+DeltaVersions = Annotated[
+    int, typer.Option(help="Make deltas from so many versions before; 0: none (docs/delivery.md).")
+]
+DeltaPercent = Annotated[
+    int, typer.Option(help="Publish a delta of at most this part of what it saves fetching.")
+]
+
 
 def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
@@ -65,9 +72,12 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     root_key: Annotated[
         str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
     ] = "",
+    delta_versions: DeltaVersions = 3,
+    delta_percent: DeltaPercent = 60,
 ) -> None:
     import uvloop
 
+    from edgewise.delivery.deltas import delta_settings
     from edgewise.identity.rotation import checked_life
     from edgewise.roles.hub import duration, run
     from edgewise.roles.hub_parts import HubSettings
@@ -92,6 +102,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         node_life=checked_life("--node-life", duration("--node-life", node_life)),
         root_key=root_key,
         root_passphrase=passphrase_from(root_passphrase_file, _asked(data, root_passphrase_file)),
+        deltas=delta_settings(delta_versions, delta_percent),
     )
     _writable(data)
     uvloop.run(run(settings, lambda hub: _say(session, hub)))

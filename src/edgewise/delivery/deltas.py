@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from edgewise.delivery.delta_ports import KeptDelta, PublishedTree
+from edgewise.model.errors import BadUsage
 from edgewise.protocol import limits
 from edgewise.protocol.delta import DeltaRef
 from edgewise.protocol.travel import TreeBytes, TreeChange
@@ -21,6 +22,8 @@ from edgewise.protocol.travel import TreeBytes, TreeChange
 WANTED: Final = 2048
 """Deltas that are wanted at once: 200 artifacts on two platforms, from four versions and nothing;
 the least useful ones are left out."""
+VERSIONS: Final = 20
+"""More versions back is a node that was away for long: it takes a pack."""
 PACK_OBJECTS: Final = 8
 """A pack of fewer objects is a request or two less, and hardly a byte."""
 LEAST: Final = 16 << 10
@@ -34,15 +37,27 @@ KEPT_FOR: Final = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True)
 class DeltaSettings:
-    """`edgewise up`: what the hub spends on deltas."""
+    """`edgewise up`: which deltas the hub makes. They cost its processor and disk."""
 
     versions: int = 3
     """Deltas come from this many versions before, besides from what fleets run; 0: none are
     made."""
     percent: int = 60
     """A delta is published when it is at most this part of the bytes that it saves."""
-    cache_bytes: int = 1 << 30
-    """Disk for results by pair of objects: the next version's deltas share most of their work."""
+
+
+DEFAULT: Final = DeltaSettings()
+
+
+def delta_settings(versions: int, percent: int) -> DeltaSettings:
+    """Raises BadUsage for what makes no sense."""
+    if not 0 <= versions <= VERSIONS:
+        raise BadUsage(
+            f"--delta-versions {versions} is not from 0 to {VERSIONS}", hint="0 makes no deltas"
+        )
+    if not 1 <= percent <= 100:
+        raise BadUsage(f"--delta-percent {percent} is not from 1 to 100")
+    return DeltaSettings(versions, percent)
 
 
 class DeltaJob(NamedTuple):

@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 from edgewise.backends.sqlite.database import Database
+from edgewise.delivery.deltas import DEFAULT, delta_settings
 from edgewise.identity.rotation import checked_life
 from edgewise.model.errors import BadUsage, EdgewiseError
 from edgewise.model.quantity import parse_duration
@@ -185,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--node-life", default="45d")
     parser.add_argument("--root-passphrase-file", type=Path)
     parser.add_argument("--root-key", default="")
+    parser.add_argument("--delta-versions", type=int, default=DEFAULT.versions)
+    parser.add_argument("--delta-percent", type=int, default=DEFAULT.percent)
     given = parser.parse_args(arguments)
     try:
         settings = HubSettings(
@@ -204,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
             node_life=checked_life("--node-life", duration("--node-life", given.node_life)),
             root_key=given.root_key,
             root_passphrase=passphrase_from(given.root_passphrase_file),
+            deltas=delta_settings(given.delta_versions, given.delta_percent),
         )
         uvloop.run(run(settings))
     except EdgewiseError as error:

@@ -46,6 +46,7 @@ PAUSE: Final = timedelta(seconds=10)
 CHECK_ALL: Final = timedelta(days=1)
 """How often every byte of every delta is read, as a disk may lose what nobody wrote."""
 _SIZES_AT_ONCE: Final = 200
+_LARGE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class HubDeltas:
         self._trees: dict[str, list[PublishedTree]] = {}
         self._making: _Making | None = None
         self._due = asyncio.Event()
+        self.idle = asyncio.Event()
+        """Set while nothing is left to make."""
         self._stale = True
         self._looking = asyncio.Lock()
         self._releases: OrderedDict[str, _Contents] = OrderedDict()
@@ -105,11 +108,12 @@ class HubDeltas:
     async def load(self) -> None:
         """Take up what was kept. A file that is gone or has another head is made again."""
         self._known = {DeltaJob(k.tree, k.base): k for k in await self._at.store.all()}
-        await self._check(whole=False)
+        await self.check(whole=False)
 
     def nudge(self) -> None:
         """What is published, or what fleets run, has changed."""
         self._stale = True
+        self.idle.clear()
         self._due.set()
 
     async def run(self) -> None:
@@ -120,7 +124,7 @@ class HubDeltas:
 
     async def _check_for_ever(self) -> None:
         while True:
-            await self._check(whole=True)
+            await self.check(whole=True)
             await self._clock.sleep(CHECK_ALL)
 
     async def _make_for_ever(self) -> None:
@@ -128,13 +132,12 @@ class HubDeltas:
             self._due.clear()
             await self._look()
             job = deltas.next_job(self._jobs, self._known, self._clock.now())
-            if job is not None:
-                if not await self.make(job):
-                    await self._clock.sleep(PAUSE)
-                self._due.set()
-            else:
+            if job is None:
                 await self._tell()
-            await self._wait()
+                self.idle.set()
+                await self._wait()
+            elif not await self.make(job):
+                await self._clock.sleep(PAUSE)
 
     async def _wait(self) -> None:
         """Until something changed, or something that failed is due again."""
@@ -282,7 +285,10 @@ class HubDeltas:
             self._sizes.move_to_end(tree)
             return self._sizes[tree]
         data = await self._at.objects.get(tree, at_most=limits.TREE)
-        found = await asyncio.to_thread(objects_of_tree, tree, data)
+        if len(data) > _LARGE:
+            found = await asyncio.to_thread(objects_of_tree, tree, data)
+        else:
+            found = objects_of_tree(tree, data)
         for number, sha256 in enumerate(found):
             found[sha256] = await self._at.objects.size(sha256)
             if number % _SIZES_AT_ONCE == 0:
@@ -292,7 +298,7 @@ class HubDeltas:
             self._sizes.popitem(last=False)
         return found
 
-    async def _check(self, *, whole: bool) -> None:
+    async def check(self, *, whole: bool) -> None:
         """What is lost or damaged is forgotten, so that it is made again."""
         for kept in list(self._known.values()):
             ref = kept.ref
@@ -309,6 +315,7 @@ class HubDeltas:
         self._known.pop(job, None)
         self._at.maker.remove(ref.sha256)
         await self._at.store.drop([job])
+        self.idle.clear()
         self._due.set()
 
     # What others ask.

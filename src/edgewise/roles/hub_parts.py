@@ -13,6 +13,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from edgewise import __version__
+from edgewise.backends.files.delta_files import FileDeltas
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.git.follow import GitWatch, Rhythm
 from edgewise.backends.git.repository import GitRepository, Origin
@@ -23,12 +24,14 @@ from edgewise.backends.pki.certificates import Hosts
 from edgewise.backends.pki.keys import Passphrase, no_passphrase
 from edgewise.backends.pki.sealing import WorkspaceKey
 from edgewise.backends.sqlite.database import Database
+from edgewise.backends.sqlite.deltas import SqliteDeltas
 from edgewise.backends.sqlite.enrolments import SqliteEnrolments
 from edgewise.backends.sqlite.hub import SqliteHub
 from edgewise.backends.sqlite.people import SqlitePeople
 from edgewise.backends.sqlite.rollouts import SqliteNodeStates, SqliteRollouts
 from edgewise.backends.sqlite.source import SqliteCommits
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata, load_public
+from edgewise.delivery.deltas import DEFAULT, DeltaSettings
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.on_hub import Enroller, HubPlace, signature_holds
 from edgewise.model.errors import BadUsage, EdgewiseError
@@ -37,6 +40,7 @@ from edgewise.net.api.attesting import Attestor, Surroundings
 from edgewise.net.api.authority import AuthorityRoutes
 from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.commits import CommitRoutes, Hooks
+from edgewise.net.api.deltas import DeltaRoutes
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
@@ -66,6 +70,7 @@ from edgewise.roles.fleet_source import (
     inputs_of,
     unsigned_of,
 )
+from edgewise.roles.hub_deltas import DeltaPlaces, HubDeltas
 from edgewise.roles.hub_identity import open_identity, root_keys
 from edgewise.roles.hub_people import git_mount, open_people
 from edgewise.roles.root_rotation import Rotation
@@ -117,6 +122,7 @@ class HubSettings:
     """``pkcs11:`` URI of the token with the root's key; empty: a file below ``pki/``."""
     root_passphrase: Passphrase = no_passphrase
     """Opens the root's key where it is sealed, and seals new ones."""
+    deltas: DeltaSettings = DEFAULT
 
 
 @dataclass(slots=True)
@@ -137,12 +143,15 @@ class Upkeep:
     log: Log
     bundles: Bundles | None = None
     federation: Federation | None = None
+    deltas: HubDeltas | None = None
 
     async def run(self) -> None:
         """Once an hour, until cancelled. A failure is logged and tried again next time."""
         async with asyncio.TaskGroup() as tasks:
             if self.federation is not None:
                 tasks.create_task(self.federation.run())
+            if self.deltas is not None:
+                tasks.create_task(self.deltas.run())
             tasks.create_task(self._hourly())
 
     async def _hourly(self) -> None:
@@ -163,6 +172,8 @@ class Upkeep:
         keep = await self.publisher.reachable() | self.records.sealed_objects()
         before = (self.clock.now() - UNUSED_FOR).timestamp()
         await self.objects.collect(keep, unused_since=before)
+        if self.deltas is not None:
+            await self.deltas.collect()
 
     def renew_certificate(self) -> None:
         """Make the hub's certificate, and the operator's, anew once half of its life is over."""
@@ -234,10 +245,12 @@ async def assemble(
     urls = _urls(settings, host, port)
     stores = await _open_stores(settings, (clock, chance), database)
     publisher, records, journal = stores.publisher, stores.records, stores.journal
+    deltas = await _deltas(settings, stores, database, clock, log)
     board = Board(publisher, log)
     decisions = JournaledLog(log, journal)
     rollouts = Rollouts(_outside(stores, database, board, log), clock, chance, decisions)
     await rollouts.start()
+    deltas.say_again = rollouts.say_again
     roster = PeopleAndMachines(stores.enrolments)
     await roster.load()
     authority = _authority(settings, clock)
@@ -262,7 +275,7 @@ async def assemble(
     nodes, relays = NodeSync(side, waiters[0], clock), RelaySide(side, waiters[1], clock)
     board.connect(nodes, relays)
     source.connect(waiters[0], relays)
-    upkeep.bundles, upkeep.federation = bundles, mine.federation
+    upkeep.bundles, upkeep.federation, upkeep.deltas = bundles, mine.federation, deltas
     source.federate = mine.federation.want
     bundles.changed = lambda: _wake(waiters)
     place = HubPlace(authority.organisation, urls, authority.root_sha256, lambda: stores.first_root)
@@ -278,8 +291,7 @@ async def assemble(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock, attestor.of, mine.federation.status,
     )  # fmt: skip
-    content = settings.data / "content"
-    supply = SupplyRoutes(publisher, stores.objects, content, journal, source.look_again)
+    supply = _supply(settings, stores, deltas, source)
     supply.guard = lambda peer: guard(side, peer)
     people = open_people(
         settings.oidc, stores.people, authority, journal, (clock, chance), lambda: source.recipient
@@ -298,6 +310,7 @@ async def assemble(
         WorkloadRoutes(side, mine.desk, clock),
         mine.trust,
         AuthorityRoutes(rotation, journal),
+        DeltaRoutes(deltas),
     )
     mounts = [git_mount(stores.repository.directory, journal, source.pushed)]
     server = Server(hub_routes(groups), clock, chance, log, mounts, gate=people.gate)
@@ -306,6 +319,29 @@ async def assemble(
         urls[0], Listen(host, port, tls), server, rollouts, source, waiters, upkeep, suspicions,
         journal, decisions, attestor, people.register,
     )  # fmt: skip
+
+
+async def _deltas(
+    settings: HubSettings, stores: Stores, database: Database, clock: Clock, log: Log
+) -> HubDeltas:
+    """Deltas of what is published; the publisher tells of them from now on."""
+    files = FileDeltas(settings.data / "content", settings.data / "deltas")
+    places = DeltaPlaces(stores.publisher, stores.objects, SqliteDeltas(database), files)
+    deltas = HubDeltas(places, settings.deltas, clock, log)
+    await deltas.load()
+    stores.publisher.listing = deltas.listing
+    return deltas
+
+
+def _supply(
+    settings: HubSettings, stores: Stores, deltas: HubDeltas, source: FleetSource
+) -> SupplyRoutes:
+    def published() -> None:
+        deltas.nudge()
+        source.look_again()
+
+    content = settings.data / "content"
+    return SupplyRoutes(stores.publisher, stores.objects, content, stores.journal, published)
 
 
 def _outside(stores: Stores, database: Database, board: Board, log: Log) -> Outside:

@@ -27,12 +27,14 @@ class MemoryDeltaMaker:
         self.gate: asyncio.Event | None = None
         """Set: ``make`` waits for it."""
         self.running = 0
+        self.started = asyncio.Event()
         self.stored = 0.0
 
     async def make(
         self, base: str, tree: str, *, at_most: int, progress: Progress
     ) -> DeltaRef | None:
         self.running += 1
+        self.started.set()
         try:
             progress(0, 100)
             if self.gate is not None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edgewise.backends.files.objects import FileObjects
 from edgewise.backends.tuf.repository import FileKeys, FileMetadata
+from edgewise.delivery.deltas import DEFAULT
 from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.names import Organisation
 from edgewise.identity.people import EVERYTHING, Grant, Rights
@@ -24,6 +25,7 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.api.authority import AuthorityRoutes, Rotator
 from edgewise.net.api.bundles import Bundles
 from edgewise.net.api.commits import CommitRoutes, Hooks
+from edgewise.net.api.deltas import DeltaRoutes
 from edgewise.net.api.everything import Groups, hub_routes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
@@ -65,10 +67,12 @@ from edgewise.protocol.join import (
     RenewRequest,
     Roots,
 )
+from edgewise.roles.hub_deltas import DeltaPlaces, HubDeltas
 from edgewise.rollout.on_hub import Outside, Rollouts
 from edgewise.runtime.clock import Clock
 from edgewise.sync.ports import CommitSeen
 from edgewise.testing.chance import SeededChance
+from edgewise.testing.deltas import MemoryDeltaMaker, MemoryDeltas
 from edgewise.testing.hub import MemoryHub
 from edgewise.testing.log import ListLog
 from edgewise.testing.people import MemoryPeople, PlainPasswords
@@ -341,7 +345,12 @@ class LoopbackHub:
                 self.publisher.trust_metadata,
             ),
             AuthorityRoutes(self.rotator, self.journal),
+            DeltaRoutes(self._deltas(objects)),
         )
+
+    def _deltas(self, objects: FileObjects) -> HubDeltas:
+        places = DeltaPlaces(self.publisher, objects, MemoryDeltas(), MemoryDeltaMaker([]))
+        return HubDeltas(places, DEFAULT, self.clock, self.log)
 
     async def _membership(self, name: str) -> None:
         self.changed.append(name)

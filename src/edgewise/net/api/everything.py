@@ -7,6 +7,7 @@ from typing import Any
 
 from edgewise.net.api.authority import AuthorityRoutes
 from edgewise.net.api.commits import CommitRoutes
+from edgewise.net.api.deltas import DeltaRoutes
 from edgewise.net.api.fleet import FleetRoutes, View
 from edgewise.net.api.joining import JoinRoutes
 from edgewise.net.api.journal import Journal
@@ -40,6 +41,7 @@ class Groups:
     workloads: WorkloadRoutes
     trust: TrustRoutes
     authority: AuthorityRoutes
+    deltas: DeltaRoutes
 
 
 def hub_routes(groups: Groups) -> list[Route]:
@@ -51,6 +53,7 @@ def hub_routes(groups: Groups) -> list[Route]:
         *groups.rollouts.routes(),
         *groups.commits.routes(),
         *groups.supply.routes(),
+        *groups.deltas.routes(),
         *groups.joining.routes(),
         *groups.workloads.routes(),
         *groups.trust.routes(),
@@ -82,5 +85,6 @@ def description() -> dict[str, Any]:
         WorkloadRoutes(nothing, nothing, nothing),
         TrustRoutes(nothing, nothing),
         AuthorityRoutes(nothing, nothing),
+        DeltaRoutes(nothing),
     )
     return describe(hub_routes(groups))
