@@ -161,8 +161,12 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
     ] = None,
     also: Also = None,
     adopt: Adopt = False,
+    wait: Annotated[
+        bool, typer.Option(help="Until the hub has made the deltas that lead to this version.")
+    ] = True,
 ) -> None:
     from edgewise.backends.files.builds import BuildFolder
+    from edgewise.cli.delta_progress import follow
     from edgewise.protocol.api import Builds, BuildsUpload
 
     session = Session.of(ctx)
@@ -187,6 +191,8 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
         metadata = signature.read_bytes() if signature.exists() else b""
         client.command("/v1/builds", BuildsUpload(metadata, (data,)))
     session.done(f"published: {name} {version}, {size(sent)} of {size(total)} sent")
+    if wait:
+        follow(session, client, name, version)
 
 
 def _scripts_run(

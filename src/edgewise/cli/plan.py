@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewise.cli.session import Session, console, short, show_problems, size
-from edgewise.model.errors import BadUsage, NeedsPerson, NotFound, TryLater
+from edgewise.model.errors import BadUsage, NeedsPerson, TryLater
 
 if TYPE_CHECKING:
     from edgewise.cli.client import Client
     from edgewise.protocol.api import FileChange, FleetPlan, Plan
+    from edgewise.protocol.travel import TreeBytes, TreeChange
     from edgewise.sync.parse import ParseCache
     from edgewise.sync.ports import Compiled, CompileFailed, Inputs, Snapshot
 
@@ -74,7 +75,7 @@ def _local(session: Session, repo: Path, base: str, head: str) -> Plan:
     if isinstance(after, CompileFailed):
         return plan_refused(before.revision if before else "", now.revision, after.problems)
     planning = Planning(before, after)
-    return planning.plan(_contents(client, planning.trees) if client else {})
+    return planning.plan(_weighed(client, planning.changes) if client else {})
 
 
 def _hub(session: Session) -> Client | None:
@@ -116,20 +117,14 @@ def _inputs(client: Client) -> Inputs:
     return Inputs(HubArtifacts(client, targets), joined, builds.trust)
 
 
-def _contents(client: Client, trees: frozenset[str]) -> dict[str, dict[str, int]]:
-    """What is in the trees that the hub has, so that only what is new is counted."""
-    from edgewise.cli.local import object_of
-    from edgewise.delivery.contents import objects_of_tree
-    from edgewise.protocol import limits
+def _weighed(client: Client, changes: tuple[TreeChange, ...]) -> dict[TreeChange, TreeBytes]:
+    """What travels for each, with the deltas that the hub has ready."""
+    from edgewise.protocol.travel import Weighed, WeighRequest
 
-    found: dict[str, dict[str, int]] = {}
-    for sha256 in sorted(trees):
-        try:
-            data = object_of(client, sha256, at_most=limits.TREE)
-        except NotFound:
-            continue
-        found[sha256] = objects_of_tree(sha256, data)
-    return found
+    if not changes:
+        return {}
+    answer = client.post("/v1/trees/weigh", WeighRequest(changes), Weighed)
+    return dict(zip(changes, answer.bytes, strict=True))
 
 
 def _runs(client: Client) -> str:
@@ -176,8 +171,22 @@ def show(session: Session, plan: Plan, *, diff: bool) -> None:
         session.note(f"  warning: {warning}")
     for line in plan.not_acted_on:
         typer.echo(f"accepted, not yet acted on: {line}")
+    if len(plan.fleets) > 1:
+        typer.echo(f"\nin all {_travels(plan)}")
+    if plan.assumed_whole:
+        session.note(
+            "  * some of it counted as whole files: no delta is ready (`edgewise delta ls`)"
+        )
     if plan.held:
         typer.echo(f"\nThis would wait for a person: {plan.held}")
+
+
+def _travels(what: Plan | FleetPlan | FileChange) -> str:
+    """``1.2 MB of 40.0 MB``; a star where whole files were counted."""
+    star = "*" if what.assumed_whole else ""
+    if what.bytes_full <= what.bytes:
+        return f"{size(what.bytes)}{star}"
+    return f"{size(what.bytes)}{star} of {size(what.bytes_full)}"
 
 
 def _fleet(session: Session, fleet: FleetPlan, *, diff: bool) -> None:
@@ -186,7 +195,7 @@ def _fleet(session: Session, fleet: FleetPlan, *, diff: bool) -> None:
         return
     typer.echo(
         f"fleet {fleet.fleet}: {fleet.changed_nodes} of {fleet.nodes} nodes change, "
-        f"about {size(fleet.bytes)} travel "
+        f"about {_travels(fleet)} travel "
         f"({short(fleet.before) or 'nothing'} -> {short(fleet.after)})"
     )
     for word, names in (("joining", fleet.joining), ("leaving", fleet.leaving)):
@@ -195,10 +204,10 @@ def _fleet(session: Session, fleet: FleetPlan, *, diff: bool) -> None:
     for change in fleet.changes:
         _change(change, diff=diff)
     session.table(
-        ("  STAGE", "NODES", "MEMBERS", "THEN WAITS FOR"),
+        ("  STAGE", "NODES", "TRAVELS", "MEMBERS", "THEN WAITS FOR"),
         (
             (
-                f"  {stage.name}", str(stage.nodes),
+                f"  {stage.name}", str(stage.nodes), size(stage.bytes),
                 ", ".join(stage.members[:6]) + (" ..." if stage.nodes > 6 else ""),
                 stage.waits_for,
             )
@@ -211,7 +220,7 @@ def _fleet(session: Session, fleet: FleetPlan, *, diff: bool) -> None:
 def _change(change: FileChange, *, diff: bool) -> None:
     mark = {"added": "+", "removed": "-", "changed": "~"}[change.kind]
     typer.echo(
-        f"  {mark} {change.part} on {change.nodes} nodes, {size(change.bytes)} each"
+        f"  {mark} {change.part} on {change.nodes} nodes, {_travels(change)} each"
         f" (shown for {change.example})"
     )
     if not diff or not change.diff:

@@ -8,8 +8,7 @@ with ``trust: builder`` the hub cannot add a release that no builder signed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +21,6 @@ from edgewise.delivery.contents import (
     named_by_part,
     named_by_target,
     named_by_tree,
-    objects_of_tree,
 )
 from edgewise.delivery.ports import ObjectStore
 from edgewise.delivery.repository import KeyLine, Repository
@@ -151,16 +149,6 @@ class Publisher:
     def artifacts(self) -> Mapping[tuple[str, str], Artifact]:
         """(name, version) to every published artifact."""
         return self._artifacts
-
-    async def contents(self, trees: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Tree to its objects and their bytes, for a plan. A tree that is not kept here is
-        left out."""
-        found: dict[str, dict[str, int]] = {}
-        for sha256 in trees:
-            with contextlib.suppress(NotFound):
-                data = await self._objects.get(sha256, at_most=limits.TREE)
-                found[sha256] = await asyncio.to_thread(objects_of_tree, sha256, data)
-        return found
 
     def builds(self) -> Builds:
         """``builds`` as it stands: what a builder signs the successor of."""

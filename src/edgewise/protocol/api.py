@@ -454,7 +454,11 @@ class FileChange(msgspec.Struct, frozen=True):
     diff: str
     """Unified diff of the part's text, at most 20,000 characters."""
     bytes: int
-    """Bytes, before compression, to each such node: objects that it has already do not count."""
+    """To each such node, with the deltas that are ready; what it has already does not count."""
+    bytes_full: int = 0
+    """The part's trees, packed, to a node that has nothing."""
+    assumed_whole: bool = False
+    """No delta leads there (yet), so that whole files were counted; see ``Plan``."""
 
 
 class StagePlan(msgspec.Struct, frozen=True):
@@ -466,6 +470,9 @@ class StagePlan(msgspec.Struct, frozen=True):
     """At most 50 names."""
     waits_for: str
     """In words: threshold, bake, gates, approval."""
+    bytes: int = 0
+    """That travel to its nodes."""
+    bytes_full: int = 0
 
 
 class FleetPlan(msgspec.Struct, frozen=True):
@@ -479,8 +486,11 @@ class FleetPlan(msgspec.Struct, frozen=True):
     changes: tuple[FileChange, ...]
     stages: tuple[StagePlan, ...]
     bytes: int
+    """That travel to all its nodes."""
     joining: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
+    bytes_full: int = 0
+    assumed_whole: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -496,6 +506,13 @@ class Plan(msgspec.Struct, frozen=True):
     """Why the change would wait for a person, if it would."""
     warnings: tuple[SourceProblem, ...] = ()
     """What compiles but is probably not meant, such as a selector that matches nothing."""
+    bytes: int = 0
+    """That travel to all nodes with the deltas and packs that are ready."""
+    bytes_full: int = 0
+    """The same to nodes that have nothing, object by object."""
+    assumed_whole: bool = False
+    """Some of it was counted as whole files: no delta is ready, or (``edgewise plan`` without a
+    hub) nobody knows; without a hub sizes are those before compression."""
 
 
 class RootLine(msgspec.Struct, frozen=True):

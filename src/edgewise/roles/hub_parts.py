@@ -80,7 +80,7 @@ from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.credentials import CredentialFiles
 from edgewise.runtime.log import Log
-from edgewise.sync.on_hub import SourceFollower, Sources
+from edgewise.sync.on_hub import SourceFollower, Sources, Weigh
 
 UPKEEP: Final = timedelta(hours=1)
 """How often signatures and certificates are looked at; both live for days."""
@@ -254,10 +254,9 @@ async def assemble(
     roster = PeopleAndMachines(stores.enrolments)
     await roster.load()
     authority = _authority(settings, clock)
-    source = _source(settings, stores, rollouts, roster, (clock, chance, log))
+    source = _source(settings, stores, rollouts, roster, (clock, chance, log), deltas.weigh)
     mine = await open_identity(authority, stores.hub, publisher, roster, (clock, chance, log))
     bundles = mine.bundles
-
     operator = _operator(settings, authority, source, urls[0])
     upkeep, tls = _upkeep(
         settings, authority, stores, (clock, chance, log), (host, *urls), operator
@@ -291,8 +290,7 @@ async def assemble(
         settings.organisation, __version__, publisher.mode, roster, rollouts, stores.rollouts,
         records, source, journal, clock, attestor.of, mine.federation.status,
     )  # fmt: skip
-    supply = _supply(settings, stores, deltas, source)
-    supply.guard = lambda peer: guard(side, peer)
+    supply = _supply(settings, stores, deltas, source, side)
     people = open_people(
         settings.oidc, stores.people, authority, journal, (clock, chance), lambda: source.recipient
     )
@@ -334,14 +332,18 @@ async def _deltas(
 
 
 def _supply(
-    settings: HubSettings, stores: Stores, deltas: HubDeltas, source: FleetSource
+    settings: HubSettings, stores: Stores, deltas: HubDeltas, source: FleetSource, side: Fleetside
 ) -> SupplyRoutes:
+    """What people publish; the deltas and the source look at it at once."""
+
     def published() -> None:
         deltas.nudge()
         source.look_again()
 
     content = settings.data / "content"
-    return SupplyRoutes(stores.publisher, stores.objects, content, stores.journal, published)
+    supply = SupplyRoutes(stores.publisher, stores.objects, content, stores.journal, published)
+    supply.guard = lambda peer: guard(side, peer)
+    return supply
 
 
 def _outside(stores: Stores, database: Database, board: Board, log: Log) -> Outside:
@@ -425,6 +427,7 @@ def _source(
     rollouts: Rollouts,
     roster: PeopleAndMachines,
     outside: tuple[Clock, Chance, Log],
+    weigh: Weigh,
 ) -> FleetSource:
     clock, chance, log = outside
     publisher, repository = stores.publisher, stores.repository
@@ -434,7 +437,7 @@ def _source(
         stores.commits,
         CommitSignatures(repository),
         lambda compiled: unsigned_of(publisher, compiled),
-        publisher.contents,
+        weigh,
     )
     return FleetSource(
         Parts(

@@ -7,7 +7,7 @@ made again from its commit, which gives the same digests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgewise.model.errors import EdgewiseError, NotFound, Untrusted
@@ -19,10 +19,11 @@ from edgewise.protocol.api import (
     SourceProblem,
     SourceStatus,
 )
+from edgewise.protocol.travel import TreeBytes, TreeChange
 from edgewise.runtime.clock import Clock
 from edgewise.sync.compile import compile_workspace
 from edgewise.sync.parse import ROOT, ParseCache
-from edgewise.sync.plan import Contents, Planning, plan_refused
+from edgewise.sync.plan import Planning, plan_refused
 from edgewise.sync.ports import (
     CommitCheck,
     CommitSeen,
@@ -73,8 +74,11 @@ class Awaiting:
 Outcome = Compiled | Held | Awaiting | Rejected | Unchanged
 
 
-async def _unknown(trees: Iterable[str]) -> Contents:
-    return {}
+Weigh = Callable[[Sequence[TreeChange]], Awaitable[tuple[TreeBytes, ...]]]
+
+
+async def _unknown(changes: Sequence[TreeChange]) -> tuple[TreeBytes, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,8 @@ class Sources:
     """None: commits are not checked (`edgewise plan` on a laptop)."""
     unsigned: Callable[[Compiled], tuple[str, ...]] = lambda compiled: ()
     """Fleets whose release a builder has to sign first and has not; asked again at each look."""
-    contents: Callable[[Iterable[str]], Awaitable[Contents]] = _unknown
-    """What is in trees, for the bytes of a plan; those that it leaves out count whole."""
+    weigh: Weigh = _unknown
+    """What travels for each change of trees, in the order asked; without it trees count whole."""
 
 
 class SourceFollower:
@@ -186,8 +190,9 @@ class SourceFollower:
                 base_name = before.revision if before else ""
                 return plan_refused(base_name, head.revision, failed.problems)
         planning = await asyncio.to_thread(Planning, before, after)
-        contents = await self._sources.contents(planning.trees)
-        return await asyncio.to_thread(planning.plan, contents)
+        changes = await asyncio.to_thread(lambda: planning.changes)
+        weighed = await self._sources.weigh(changes)
+        return await asyncio.to_thread(planning.plan, dict(zip(changes, weighed, strict=False)))
 
     def status(self) -> SourceStatus:
         """Where the repo stands, in kstatus conditions."""

@@ -10,7 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import yaml
@@ -19,6 +19,7 @@ from edgewise.model.quantity import format_duration
 from edgewise.model.rules import StageRule
 from edgewise.protocol.api import FileChange, FleetPlan, Plan, SourceProblem, StagePlan
 from edgewise.protocol.content import FilesConfig, Part, ProcessApp, Release, TreeRef
+from edgewise.protocol.travel import TreeBytes, TreeChange
 from edgewise.sync.matching import PLATFORM_LABEL
 from edgewise.sync.ports import Compiled, CompiledFleet, Member
 
@@ -30,8 +31,8 @@ CHANGES: Final = 20
 """Different diffs that are shown of one part."""
 MEMBERS: Final = 50
 """Names that are shown of one stage."""
-TREES_READ: Final = 200
-"""Manifests that are read for one plan; further trees count whole."""
+WEIGHED: Final = 1000
+"""Different changes of trees that are weighed for one plan; further trees count unpacked."""
 MOVING: Final = 200
 """Names that are shown of nodes that join or leave a fleet."""
 
@@ -39,8 +40,17 @@ Choice = tuple[tuple[str, str, str], ...]
 """(kind, name, digest) of what one node runs."""
 
 
-Contents = Mapping[str, Mapping[str, int]]
-"""Tree to the objects that it takes: digest and bytes of its manifest and of every file."""
+Scales = Mapping[TreeChange, TreeBytes]
+"""What travels for each change of trees, as the hub knows it."""
+
+
+class _Bytes(NamedTuple):
+    """Bytes to one node."""
+
+    travels: int = 0
+    full: int = 0
+    assumed: bool = False
+    """Whole objects were counted for want of a delta, or unpacked sizes for want of a hub."""
 
 
 class Planning:
@@ -56,39 +66,42 @@ class Planning:
         self._pairs = {name: _pairs(name, self._was, self._now) for name in self._now.fleets}
 
     @property
-    def trees(self) -> frozenset[str]:
-        """Those that nodes whose choice changes have or will have, at most ``TREES_READ``."""
-        found: set[str] = set()
-        done: set[tuple[Choice, Choice]] = set()
+    def changes(self) -> tuple[TreeChange, ...]:
+        """What has to be weighed, at most ``WEIGHED``."""
+        weights = _Weights(self._was, self._now, {})
+        done: set[tuple[Choice, Choice, str]] = set()
         for pairs in self._pairs.values():
-            for left, right in pairs:
-                apps = _apps(left), _apps(right)
-                if apps[0] == apps[1] or apps in done:
-                    continue
-                done.add(apps)
-                node = pairs[left, right][0]
-                for fleets in (self._was, self._now):
-                    found.update(tree.sha256 for tree in fleets.trees_of(node))
-        return frozenset(sorted(found)[:TREES_READ])
+            for (left, right), nodes in pairs.items():
+                for node in nodes:
+                    platform = self._now.platform(node)
+                    apps = _apps(left), _apps(right), platform
+                    if apps[0] != apps[1] and apps not in done:
+                        done.add(apps)
+                        weights.look_at(node, platform)
+        return tuple(sorted(weights.asked, key=lambda one: (one.new, one.had))[:WEIGHED])
 
-    def plan(self, contents: Contents) -> Plan:
-        """What changes. A tree that ``contents`` does not know counts whole."""
+    def plan(self, scales: Scales) -> Plan:
+        """What changes. Trees that ``scales`` does not know count whole and unpacked."""
         before, after = self._before, self._after
-        weights = _Weights(self._was, self._now, contents)
+        weights = _Weights(self._was, self._now, scales)
         names = sorted({*self._was.fleets, *self._now.fleets})
+        fleets = tuple(_fleet(name, self._pairs.get(name, {}), weights) for name in names)
         return Plan(
             base=before.revision if before else "",
             head=after.revision,
-            fleets=tuple(_fleet(name, self._pairs.get(name, {}), weights) for name in names),
+            fleets=fleets,
             not_acted_on=after.not_acted_on,
             held=after.held,
             warnings=after.warnings,
+            bytes=sum(fleet.bytes for fleet in fleets),
+            bytes_full=sum(fleet.bytes_full for fleet in fleets),
+            assumed_whole=any(fleet.assumed_whole for fleet in fleets),
         )
 
 
-def plan_change(before: Compiled | None, after: Compiled, contents: Contents | None = None) -> Plan:
-    """``Planning`` for callers who know the contents, or do without."""
-    return Planning(before, after).plan(contents or {})
+def plan_change(before: Compiled | None, after: Compiled, scales: Scales | None = None) -> Plan:
+    """``Planning`` for callers who know what travels, or do without."""
+    return Planning(before, after).plan(scales or {})
 
 
 def plan_refused(base: str, head: str, problems: Sequence[SourceProblem]) -> Plan:
@@ -155,22 +168,30 @@ def _trees(part: Part, platform: str) -> list[TreeRef]:
 class _Weights:
     """What travels: objects that a node has already, in any part, do not."""
 
-    def __init__(self, was: _Fleets, now: _Fleets, contents: Contents) -> None:
+    def __init__(self, was: _Fleets, now: _Fleets, scales: Scales) -> None:
         self.was, self.now = was, now
-        self._contents = contents
-        self._nodes: dict[tuple[Choice, Choice, str], int] = {}
-        self._sets: dict[tuple[frozenset[str], frozenset[str]], int] = {}
+        self.asked: set[TreeChange] = set()
+        self._scales = scales
+        self._nodes: dict[tuple[Choice, Choice, str], _Bytes] = {}
+        self._known: dict[TreeChange, _Bytes] = {}
 
-    def of_part(self, node: str, digest: str, platform: str) -> int:
-        """Bytes of one part to a node like this one."""
+    def look_at(self, node: str, platform: str) -> None:
+        """Ask for everything that is weighed for a node like this one."""
+        self.of_node(node, platform)
+        old = set(_apps(self.was.choice(node)))
+        for one in _apps(self.now.choice(node)):
+            if one not in old:
+                self.of_part(node, one[2], platform)
+
+    def of_part(self, node: str, digest: str, platform: str) -> _Bytes:
+        """Of one part to a node like this one."""
         fleet = self.now.fleet_of[node]
         trees = _trees(self.now.part(fleet, digest), platform)
-        return len(fleet.documents[digest]) + self._trees(
-            self._had(node, platform, trees), trees, platform
-        )
+        found = self._trees(self._had(node, platform, trees), trees, platform)
+        return _with_documents(found, len(fleet.documents[digest]))
 
-    def of_node(self, node: str, platform: str) -> int:
-        """Bytes of everything that is new to a node like this one."""
+    def of_node(self, node: str, platform: str) -> _Bytes:
+        """Of everything that is new to a node like this one."""
         fleet = self.now.fleet_of[node]
         left, right = self.was.choice(node), self.now.choice(node)
         old = {digest for _, _, digest in left}
@@ -178,37 +199,49 @@ class _Weights:
         documents = sum(len(fleet.documents[digest]) for _, _, digest in new)
         apps = _apps(tuple(new))
         if not apps:
-            return documents
+            return _Bytes(documents, documents)
         key = (_apps(left), apps, platform)
         if key not in self._nodes:
             trees = [t for _, _, d in apps for t in _trees(self.now.part(fleet, d), platform)]
             had = self._had(node, platform, trees)
             self._nodes[key] = self._trees(had, trees, platform)
-        return documents + self._nodes[key]
+        return _with_documents(self._nodes[key], documents)
 
     def _had(self, node: str, platform: str, wanted: list[TreeRef]) -> frozenset[str]:
         if not wanted:
             return frozenset()
         return frozenset(tree.sha256 for tree in self.was.trees_of(node, platform))
 
-    def _trees(self, had: frozenset[str], trees: list[TreeRef], platform: str) -> int:
+    def _trees(self, had: frozenset[str], trees: list[TreeRef], platform: str) -> _Bytes:
         """Without a platform nobody knows which one is taken: the dearest."""
         fresh = {tree.sha256: tree for tree in trees if tree.sha256 not in had}
         if not platform:
-            return max((self._set(had, (tree,)) for tree in fresh.values()), default=0)
+            return max((self._set(had, (tree,)) for tree in fresh.values()), default=_Bytes())
         return self._set(had, tuple(fresh.values()))
 
-    def _set(self, had: frozenset[str], trees: tuple[TreeRef, ...]) -> int:
+    def _set(self, had: frozenset[str], trees: tuple[TreeRef, ...]) -> _Bytes:
         if not trees:
-            return 0
-        key = (had, frozenset(tree.sha256 for tree in trees))
-        if key not in self._sets:
-            here = {one for tree in had for one in self._contents.get(tree, ())}
-            new: dict[str, int] = {}
-            for tree in trees:
-                new |= self._contents.get(tree.sha256) or {tree.sha256: tree.size}
-            self._sets[key] = sum(size for one, size in new.items() if one not in here)
-        return self._sets[key]
+            return _Bytes()
+        change = TreeChange(tuple(sorted(had)), tuple(sorted(tree.sha256 for tree in trees)))
+        self.asked.add(change)
+        if change not in self._known:
+            weighed = self._scales.get(change)
+            # A tree that the hub does not have counts as large as the artifact says.
+            absent = set(change.new if weighed is None else weighed.unknown)
+            more = sum(tree.size for tree in trees if tree.sha256 in absent)
+            if weighed is None:
+                self._known[change] = _Bytes(more, more, True)
+            else:
+                self._known[change] = _Bytes(
+                    weighed.travels + more,
+                    weighed.full + more,
+                    weighed.assumed_whole or bool(weighed.unknown),
+                )
+        return self._known[change]
+
+
+def _with_documents(found: _Bytes, documents: int) -> _Bytes:
+    return _Bytes(found.travels + documents, found.full + documents, found.assumed)
 
 
 @dataclass(slots=True)
@@ -240,10 +273,16 @@ def _fleet(
     before = set(old.members) if old else set()
     after = dict(new.members) if new else {}
     differences: dict[tuple[str, str, str], _Difference] = {}
-    total = 0
+    sums: dict[str, list[int]] = {}
+    assumed = False
     for (left, right), nodes in pairs.items():
-        platforms = Counter(now.platform(node) for node in nodes)
-        total += sum(weights.of_node(nodes[0], p) * count for p, count in platforms.items())
+        alike = Counter((now.platform(node), new.stages[node]) for node in nodes if new)
+        for (platform, stage), count in alike.items():
+            each = weights.of_node(nodes[0], platform)
+            sum_of = sums.setdefault(stage, [0, 0])
+            sum_of[0] += each.travels * count
+            sum_of[1] += each.full * count
+            assumed = assumed or each.assumed
         for part, old_digest, new_digest in _differences(left, right):
             key = (part, old_digest, new_digest)
             known = differences.setdefault(key, _Difference(*key, 0, nodes[0]))
@@ -256,8 +295,10 @@ def _fleet(
         nodes=len(after),
         changed_nodes=sum(len(nodes) for nodes in pairs.values()),
         changes=tuple(_changes(differences.values(), weights)),
-        stages=_stages(new) if new else (),
-        bytes=total,
+        stages=_stages(new, sums) if new else (),
+        bytes=sum(travels for travels, _ in sums.values()),
+        bytes_full=sum(full for _, full in sums.values()),
+        assumed_whole=assumed,
         joining=tuple(sorted(set(after) - before)[:MOVING]),
         leaving=tuple(sorted(before - set(after))[:MOVING]),
     )
@@ -294,6 +335,8 @@ def _changes(differences: Iterable[_Difference], weights: _Weights) -> Iterable[
                     shown[key],
                     nodes=shown[key].nodes + change.nodes,
                     bytes=max(shown[key].bytes, change.bytes),
+                    bytes_full=max(shown[key].bytes_full, change.bytes_full),
+                    assumed_whole=shown[key].assumed_whole or change.assumed_whole,
                 )
             shown[key] = change
         yield from shown.values()
@@ -311,14 +354,18 @@ def _change(difference: _Difference, weights: _Weights) -> FileChange:
     kind: Literal["added", "removed", "changed"] = (
         "added" if old is None else "removed" if new is None else "changed"
     )
-    travels = weights.of_part(node, difference.after, now.platform(node)) if new else 0
+    each = _Bytes()
+    if new:
+        each = weights.of_part(node, difference.after, now.platform(node))
     return FileChange(
         part=difference.part,
         kind=kind,
         nodes=difference.nodes,
         example=node,
         diff=diff_of(difference.part, old, new),
-        bytes=travels,
+        bytes=each.travels,
+        bytes_full=each.full,
+        assumed_whole=each.assumed,
     )
 
 
@@ -378,7 +425,8 @@ def _yaml(fields: Mapping[str, Any]) -> str:
     return text
 
 
-def _stages(fleet: CompiledFleet) -> tuple[StagePlan, ...]:
+def _stages(fleet: CompiledFleet, sums: Mapping[str, Sequence[int]]) -> tuple[StagePlan, ...]:
+    """``sums``: stage to the bytes that travel in it, and those without deltas."""
     members: dict[str, list[str]] = {rule.name: [] for rule in fleet.rules.stages}
     for node, stage in fleet.stages.items():
         members[stage].append(node)
@@ -389,6 +437,7 @@ def _stages(fleet: CompiledFleet) -> tuple[StagePlan, ...]:
             len(members[rule.name]),
             tuple(sorted(members[rule.name])[:MEMBERS]),
             waits_for(rule, len(held.intersection(members[rule.name]))),
+            *sums.get(rule.name, (0, 0)),
         )
         for rule in fleet.rules.stages
     )

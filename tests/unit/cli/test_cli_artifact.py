@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tuf.api.metadata import Targets
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from edgewise.delivery import trust
 from edgewise.protocol.api import Builds, HubStatus, MissingObjects, SourceStatus
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Artifact
+from edgewise.protocol.travel import DeltaLine, DeltaStatus
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_a_builders_signature_goes_along_and_can_be_made_before(
         cli("artifact", "sign", "hello", "1.0", "--from", str(built), "--key", str(file)).code == 0
     )
     assert cli("artifact", "publish", "hello", "1.0", "--from", str(built)).code == 0
-    sent = base64.b64decode(hub.calls[-1][1]["metadata"])
+    sent = base64.b64decode(dict(hub.calls)["POST /v1/builds"]["metadata"])
     builds = trust.parse(sent, Targets, what="builds.json")
     assert list(builds.signed.targets) == ["artifacts/hello/1.0.json"]
     public = load_key(file).public_key
@@ -175,3 +177,26 @@ def test_a_build_script_is_run_for_each_platform(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, line).exit_code == 0
     kept = {f.read_text() for f in (tmp_path / "b" / "objects").rglob("*") if f.is_file()}
     assert kept == {"amd64 2\n", "arm64 2\n"}
+
+
+def test_publishing_waits_for_the_deltas_and_says_what_each_saves(
+    cli: Any, hub: Any, built: Path
+) -> None:
+    hub.answers["GET /v1/builds"] = Builds(b"", (), "hub")
+    hub.answers["POST /v1/objects/missing"] = MissingObjects(())
+    hub.answers["POST /v1/builds"] = None
+    line = DeltaLine(
+        "hello", "1.0", ("linux/amd64",), "0.9", "Ready", "b" * 64, "a" * 64, 1_200_000, 40_000_000
+    )
+    pack = replace(line, base="", base_version="", size=30_000_000, objects=120)
+    poor = replace(line, base="c" * 64, base_version="0.8", state="NotWorth")
+    other = replace(line, version="2.0", state="Making")
+    hub.answers["GET /v1/deltas"] = DeltaStatus((line, pack, poor, other), 31_200_000, 3)
+    done = cli("artifact", "publish", "hello", "1.0", "--from", str(built))
+    assert done.code == 0
+    assert "from 0.9 on linux/amd64: 1.2 MB of 40.0 MB, 97 % saved" in done.err
+    assert "first install on linux/amd64: 30.0 MB of 40.0 MB, 25 % saved, one file" in done.err
+    assert "0.8" not in done.err
+    hub.calls.clear()
+    cli("artifact", "publish", "hello", "1.0", "--from", str(built), "--no-wait")
+    assert "GET /v1/deltas" not in dict(hub.calls)

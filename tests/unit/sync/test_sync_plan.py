@@ -3,8 +3,11 @@
 import repo_of
 from repo_of import app, compiled, doc, files
 
+from edgewise.delivery import deltas
 from edgewise.protocol.api import FileChange, Plan
 from edgewise.protocol.content import Artifact, TreeRef
+from edgewise.protocol.delta import DeltaRef
+from edgewise.protocol.travel import TreeBytes, TreeChange
 from edgewise.sync.plan import CHANGES, DIFF, Planning, plan_change
 from edgewise.sync.ports import Compiled, JoinedNode
 from edgewise.sync.validate import check_files
@@ -94,19 +97,46 @@ def test_files_that_a_node_has_already_do_not_travel_again() -> None:
     new = {("hello", "1.0.0"): artifact_of("hello", 7)}
     planning = Planning(OLD, compiled(files(), artifacts=new))
     old_tree, new_tree = f"{0:064x}", f"{7:064x}"
-    assert planning.trees == {old_tree, new_tree}
+    assert planning.changes == (TreeChange((old_tree,), (new_tree,)),)
     shared, fresh = "5" * 64, "6" * 64
     contents = {
         old_tree: {old_tree: 100, shared: 900},
         new_tree: {new_tree: 120, shared: 900, fresh: 30},
     }
-    plan = planning.plan(contents)
+    plan = planning.plan(weighed(planning, contents))
     (change,) = changes(plan)
     (fleet,) = plan.fleets
     document = change.bytes - 150
     assert 0 < document < 1000
-    assert fleet.bytes == 3 * change.bytes
-    assert changes(planning.plan({}))[0].bytes == document + 1000, "unknown trees count whole"
+    assert change.bytes_full == document + 1050
+    assert (fleet.bytes, fleet.bytes_full) == (3 * change.bytes, 3 * change.bytes_full)
+    assert (plan.bytes, plan.bytes_full) == (fleet.bytes, fleet.bytes_full)
+    unknown = planning.plan({})
+    assert changes(unknown)[0].bytes == document + 1000, "unknown trees count whole"
+    assert unknown.assumed_whole
+
+
+def test_a_plan_says_what_travels_in_each_stage_with_the_deltas_that_are_ready() -> None:
+    new = {("hello", "1.0.0"): artifact_of("hello", 7)}
+    planning = Planning(OLD, compiled(files(), artifacts=new))
+    old_tree, new_tree = f"{0:064x}", f"{7:064x}"
+    contents = {old_tree: {"a": 90_000}, new_tree: {"b": 80_000, "c": 20_000}}
+    delta = DeltaRef("d" * 64, 10, 20, 5000, new_tree, old_tree)
+    without = planning.plan(weighed(planning, contents))
+    plan = planning.plan(weighed(planning, contents, delta))
+    (fleet,) = plan.fleets
+    assert without.fleets[0].bytes - fleet.bytes == 3 * 95_000
+    assert (without.assumed_whole, plan.assumed_whole) == (True, False)
+    assert sum(stage.bytes for stage in fleet.stages) == fleet.bytes
+    assert sum(stage.bytes_full for stage in fleet.stages) == fleet.bytes_full
+    assert all(stage.bytes_full - stage.bytes == 95_000 * stage.nodes for stage in fleet.stages)
+
+
+def weighed(
+    planning: Planning, contents: dict[str, dict[str, int]], *refs: DeltaRef
+) -> dict[TreeChange, TreeBytes]:
+    """What a hub with these trees and deltas says."""
+    return {one: deltas.weigh(one, contents, refs) for one in planning.changes}
 
 
 def test_a_file_of_two_apps_travels_once() -> None:
@@ -125,7 +155,8 @@ def test_a_file_of_two_apps_travels_once() -> None:
         ("two", "1.0.0"): artifact_of("two", 2),
     }
     trees = {f"{n:064x}": {f"{n:064x}": 50, "5" * 64: 4000} for n in (1, 2)}
-    (fleet,) = plan_change(None, compiled(two, artifacts=artifacts), trees).fleets
+    planning = Planning(None, compiled(two, artifacts=artifacts))
+    (fleet,) = planning.plan(weighed(planning, trees)).fleets
     apps = [c.bytes for c in fleet.changes if c.part.startswith("app/")]
     assert min(apps) > 4000
     assert 3 * 4100 < fleet.bytes < 3 * 7000
