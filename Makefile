@@ -13,6 +13,7 @@ list:
 	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, workload, rollout_step"
+	@echo "make bench-delta delta updates against OSTree and casync; FROM=dir TO=dir: of any two trees"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@./scripts/venv "$(PYTHON)" "$(VENV)"
@@ -57,6 +58,16 @@ bench-rivals:
 	apt-get install -y -qq --no-install-recommends nginx-light wrk
 
 bench-egress bench-identity: bench-rivals
+
+.PHONY: bench-delta-rivals
+bench-delta-rivals:
+	@(command -v ostree && command -v casync && command -v mmdebstrap) >/dev/null || { \
+	apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends ostree casync mmdebstrap debian-archive-keyring; }
+
+# FROM=dir TO=dir: any two trees; without, pairs made from Debian packages (root).
+bench-delta: setup bench-delta-rivals
+	$(BIN)/python bench/delta.py $(if $(FROM),--from "$(FROM)" --to "$(TO)") $(ARGS)
 
 bench-%: setup
 	$(BIN)/python bench/$*.py $(ARGS)

@@ -21,14 +21,17 @@ def machine() -> str:
     )
 
 
-def write(name: str, figures: Mapping[str, float], command: str) -> None:
-    """Print a table and keep the figures."""
+def write(
+    name: str, figures: Mapping[str, float], command: str, more: Mapping[str, object] | None = None
+) -> None:
+    """Print a table and keep the figures, with ``more`` about what was measured."""
     RESULTS.mkdir(exist_ok=True)
     document = {
         "figures": {key: round(value, 4) for key, value in figures.items()},
         "command": command,
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
+        **(more or {}),
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
     width = max(map(len, figures))
