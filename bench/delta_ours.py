@@ -25,7 +25,6 @@ from delta_rivals import Outcome, median_of, repeated
 
 if TYPE_CHECKING:
     from edgewise.backends.files.delta_maker import Side
-
     from edgewise.delivery.ports import Source
 
 PLATFORM = "linux/amd64"
@@ -137,7 +136,6 @@ def publish(site: Path, directory: Path) -> None:
 def make(site: Path, old: Path | None, new: Path, *, regzip: bool) -> None:
     """A delta (without ``old``: a pack), and its place in the site's list."""
     from edgewise.backends.files.delta_maker import MakeTerms, make_delta
-
     from edgewise.protocol.codec import decode, encode
     from edgewise.protocol.delta import DeltaList, delta_path
 
@@ -158,7 +156,6 @@ def make(site: Path, old: Path | None, new: Path, *, regzip: bool) -> None:
 def _side(site: Path, directory: Path) -> Side:
     """A published tree: its manifest is known, its contents lie in the directory."""
     from edgewise.backends.files.delta_maker import Side
-
     from edgewise.delivery import packing
     from edgewise.protocol import limits
     from edgewise.protocol.codec import decode

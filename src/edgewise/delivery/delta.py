@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import lzma
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple, TypeAlias
 
 import zstandard
 
@@ -50,6 +52,7 @@ _LOW: Final = int.from_bytes(b"\x7f" * ADD_BLOCK, "little")
 _HIGH: Final = int.from_bytes(b"\x80" * ADD_BLOCK, "little")
 _NOTHING: Final = bytes(ADD_BLOCK)
 
+Numbers: TypeAlias = "array[int]"
 Read = Callable[[str, int, int], bytes]
 """(object, offset, length) to old content; expanded content for pieces with an expansion."""
 
@@ -181,7 +184,7 @@ class Head:
     manifest_size: int
     manifest_part: Part
     _lines: tuple[_Line, ...]
-    _columns: tuple[list[int], list[int], list[int], list[int]]
+    _columns: tuple[Numbers, Numbers, Numbers, Numbers]
     """Of all pieces: object, offset, length, base; as they stand in the table."""
     _expansions: tuple[tuple[int, Expansion], ...]
 
@@ -212,11 +215,11 @@ class Head:
         if len(expansions) != len(self._expansions):
             raise Untrusted("the delta expands an object twice")
         index = base = -1
-        at, start = 0, self.manifest_part.start + self.manifest_part.length
-        columns = list(zip(*self._columns, strict=True))
+        start = self.manifest_part.start + self.manifest_part.length
+        columns: Iterator[tuple[int, ...]] = zip(*self._columns, strict=True)
         for line in self._lines:
             pieces = []
-            for step, offset, length, reach in columns[at : at + line.pieces]:
+            for step, offset, length, reach in islice(columns, line.pieces):
                 index += 1 + zigzag(step)
                 if not 0 <= index < len(news):
                     raise Untrusted("the delta speaks of an object that the tree does not have")
@@ -237,7 +240,6 @@ class Head:
             if sum(piece.length for piece in pieces) > limits.PART_OUTPUT:
                 raise Untrusted("a part of the delta yields more than it may")
             yield Part(line.kind, line.sha256, start, line.length, tuple(pieces))
-            at += line.pieces
             start += line.length
 
 
@@ -274,6 +276,8 @@ def open_head(data: bytes, sha256: str) -> Head:
     table = _Table(_unzstd(data[LEAD_IN:], b"", limits.DELTA_HEAD))
     base, tree = table.bytes(32), table.bytes(32)
     manifest_size, count = table.numbers(2)
+    if count > limits.DELTA_PARTS:
+        raise Untrusted(f"a delta of {count} parts is not accepted")
     if manifest_size > limits.TREE or count < 1:
         raise Untrusted("the delta has no manifest, or one that is too large")
     kinds, digests = table.bytes(count), table.bytes(32 * count)
@@ -289,7 +293,9 @@ def open_head(data: bytes, sha256: str) -> Head:
         for n, (kind, length, pieces) in enumerate(zip(kinds, lengths, counts, strict=True))
     )
     total = sum(counts)
-    columns = tuple(table.numbers(total) for _ in range(4))
+    if total > limits.ENTRIES + limits.DELTA_PARTS:
+        raise Untrusted(f"a delta of {total} pieces is not accepted")
+    columns = tuple(array("Q", table.numbers(total)) for _ in range(4))
     expansions = []
     index = -1
     for _ in range(table.number()):
@@ -391,7 +397,7 @@ def _patched(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, byt
     control_size, diff_size, extra_size = table.numbers(3)
     start = table._at
     total = sum(piece.length for piece in part.pieces)
-    if diff_size + extra_size != total or control_size > 2 * limits.PART_OUTPUT:
+    if diff_size + extra_size != total or control_size > limits.PART_CONTROL:
         raise Untrusted("a part of the delta has sizes that cannot be")
     data = _unlzma(packed[start:], control_size + total, x86=False)
     if len(data) != control_size + total:

@@ -28,10 +28,14 @@ DELTA_HEAD: Final = 16 << 20
 """A delta's table of parts, unpacked: 500,000 objects of about 30 bytes."""
 DELTA: Final = 16 << 30
 """A whole delta or pack."""
+DELTA_PARTS: Final = 1 << 16
+"""Parts of one delta: 16 times what ``DELTA`` takes when each of them is full."""
 PART_OUTPUT: Final = 4 << 20
 """What one part of a delta yields; a node's memory is bounded by this, not by file sizes."""
 PART_BASE: Final = 8 << 20
 """Old content that one part may refer to."""
+PART_CONTROL: Final = 512 << 10
+"""Numbers of a part that patches: 100,000 copies, one for each 40 bytes, are 40 MiB of a node."""
 SYNC_REQUEST: Final = 256 << 10
 """A node's report: 100 apps with a reason each, and 64 receipts."""
 SYNC_REPLY: Final = 16 << 20

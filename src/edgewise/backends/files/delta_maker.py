@@ -375,12 +375,14 @@ def _is_x86(file: Path) -> bool:
 
 def _pack(job: _Job) -> tuple[int, bytes]:
     """A part's bytes, proven to give the new contents back."""
-    if job.kind == delta.BSDIFF:
-        kind, packed = job.kind, _pack_copies(job)
-    else:
+    kind, packed = job.kind, b""
+    if kind == delta.BSDIFF:
+        packed = _pack_copies(job)
+        if not packed:
+            kind = delta.SOLID
+    if not packed:
         data = b"".join(_read(one.new.file, one.offset, one.length) for one in job.slices)
-        kind, packed = job.kind, b""
-        if job.kind == delta.PREFIX:
+        if kind == delta.PREFIX:
             bases = delta.prefix_of([one.piece for one in job.slices], _reader(job))
             level = _LEVEL if bases else _PACK_LEVEL
             packed = packed_with(data, bases, level)
@@ -392,6 +394,7 @@ def _pack(job: _Job) -> tuple[int, bytes]:
 
 
 def _pack_copies(job: _Job) -> bytes:
+    """Empty where the copies are more than a part may have: such contents hardly agree."""
     control: list[bytes] = []
     differences: list[bytes] = []
     inserts: list[bytes] = []
@@ -412,6 +415,8 @@ def _pack_copies(job: _Job) -> bytes:
         differences += [copy.difference for copy in copies]
         inserts += [copy.insert for copy in copies]
     numbers = varints(counts) + b"".join(control)
+    if len(numbers) > limits.PART_CONTROL:
+        return b""
     plain = (numbers, b"".join(differences), b"".join(inserts))
     packed = lzma.compress(b"".join(plain), format=lzma.FORMAT_RAW, filters=_FILTERS)
     return varints(len(one) for one in plain) + packed
