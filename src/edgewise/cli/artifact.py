@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import artifact_checkout
-from edgewise.cli.builder import Adopt, Also, Builder, in_use, upload
+from edgewise.cli import artifact_checkout, artifact_show
+from edgewise.cli.builder import Adopt, Also, Builder, in_use, listed_by, upload
+from edgewise.cli.evidence import (
+    NoProvenance,
+    NoSbom,
+    Sbom,
+    Wanted,
+    is_published,
+    sboms_of,
+    signed_by,
+    told,
+    with_evidence,
+)
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage, NeedsPerson
 
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from edgewise.protocol.content import TreeRef
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+artifact_show.add(app)
 
 Name = Annotated[str, typer.Argument(help="Name of the artifact.")]
 Version = Annotated[str, typer.Argument(help="Its version.")]
@@ -99,6 +111,9 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
             "devices and links to anywhere.",
         ),
     ] = False,
+    sbom: Sbom = None,
+    no_sbom: NoSbom = False,
+    no_provenance: NoProvenance = False,
 ) -> None:
     from edgewise.backends.files.builds import BuildFolder
     from edgewise.delivery.builder import artifact_path, make_artifact
@@ -106,7 +121,8 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
     session = Session.of(ctx)
     artifact_path(name, version)  # before anything is read or run
     folder = BuildFolder(to.expanduser())
-    sources = _sources(directory, platform or [])
+    given = sources = _sources(directory, platform or [])
+    wanted = Wanted(sboms_of(sbom or [], given), not no_sbom, not no_provenance)
     collected: dict[Path, TreeRef] = {}
     with tempfile.TemporaryDirectory(prefix="edgewise-build-") as scratch:
         sources = _scripts_run(sources, version, Path(scratch), system=system)
@@ -116,12 +132,15 @@ def build(  # noqa: PLR0913 - one parameter is one option of the command line
                 collected[source] = add(source)
     trees = {one: collected[source] for one, source in sources.items()}
     artifact = make_artifact(name, version, trees, built_from=built_from, system=system)
+    artifact = with_evidence(folder, artifact, wanted, given)
     folder.add(artifact)
     if session.as_json:
         session.json(artifact)
         return
     for one, ref in trees.items():
         typer.echo(f"{one}: {ref.files} files, {size(ref.size)}, tree {ref.sha256[:12]}")
+    for line in told(folder, artifact):
+        typer.echo(line)
     session.note(f"  next: edgewise artifact publish {name} {version}")
 
 
@@ -140,7 +159,7 @@ def sign(  # noqa: PLR0913 - one parameter is one option of the command line
 
     session = Session.of(ctx)
     folder = BuildFolder(built.expanduser())
-    data, _ = folder.read(name, version)
+    data, _ = signed_by(folder, name, version, key)
     client = session.client()
     current = client.get("/v1/builds", Builds)
     builder = Builder(key, tuple(also or ()), adopt)
@@ -171,11 +190,14 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
 
     session = Session.of(ctx)
     folder = BuildFolder(built.expanduser())
-    data, artifact = folder.read(name, version)
+    data, artifact = signed_by(folder, name, version, key)
     signature = folder.signature(name, version)
     client = session.client()
     current = client.get("/v1/builds", Builds)
     builder = Builder(key, tuple(also or ()), adopt) if key else None
+    if not adopt and is_published(client, listed_by(current, builder), artifact):
+        session.done(f"published already: {name} {version}, with the same content")
+        return
     if builder:
         builder.successor(current, (data,), keep=frozenset())  # before anything is sent
     elif current.trust == "builder" and not signature.exists():

@@ -14,6 +14,7 @@ from edgewise.protocol.api import Builds, BuildsUpload
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from securesystemslib.signer import Key
     from tuf.api.metadata import TargetFile
 
     from edgewise.cli.client import Client
@@ -46,21 +47,25 @@ class Builder:
         """
         from tuf.api.metadata import Targets
 
-        from edgewise.backends.tuf.repository import load_key, load_public
         from edgewise.delivery import trust
         from edgewise.delivery.builder import own_targets
 
         if self.adopt and current.metadata:
             return dict(trust.parse(current.metadata, Targets, what="builds.json").signed.targets)
-        keys = [load_key(self.key).public_key, *(load_public(file) for file in self.also)]
         try:
-            return own_targets(current, keys)
+            return own_targets(current, self.keys())
         except Untrusted as error:
             raise Untrusted(
                 str(error),
                 hint=f"{error.hint}; after a hub signed for itself: read `edgewise artifact ls`, "
                 "then --adopt once",
             ) from error
+
+    def keys(self) -> list[Key]:
+        """Our own public key and those of ``--also``."""
+        from edgewise.backends.tuf.repository import load_key, load_public
+
+        return [load_key(self.key).public_key, *(load_public(file) for file in self.also)]
 
     def successor(
         self,
@@ -86,6 +91,19 @@ class Builder:
         self.targets(current)
         now = SystemClock().now()
         return sign_builds(current, signer, documents, now, keep=keep, beside=beside)
+
+
+def listed_by(current: Builds, builder: Builder | None) -> Mapping[str, TargetFile]:
+    """What is listed now, believed as it is when no builder asks."""
+    from tuf.api.metadata import Targets
+
+    from edgewise.delivery import trust
+
+    if builder is not None:
+        return builder.targets(current)
+    if not current.metadata:
+        return {}
+    return dict(trust.parse(current.metadata, Targets, what="builds.json").signed.targets)
 
 
 def in_use(client: Client) -> frozenset[str]:

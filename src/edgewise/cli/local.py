@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgewise.model.errors import BadUsage, NeedsPerson, Untrusted
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Key
     from tuf.api.metadata import TargetFile
 
     from edgewise.cli.client import Client
@@ -23,12 +24,12 @@ _ARTIFACTS = "artifacts/"
 
 def is_clone(directory: Path) -> bool:
     """Whether git finds a repository from here."""
-    return _git(directory, "rev-parse", "--git-dir") is not None
+    return git_answer(directory, "rev-parse", "--git-dir") is not None
 
 
 def fleet_repo_here() -> Path | None:
     """The clone that the current directory is in, when it is one of a fleet repo."""
-    top = _git(Path(), "rev-parse", "--show-toplevel")
+    top = git_answer(Path(), "rev-parse", "--show-toplevel")
     return Path(top) if top and (Path(top) / "edgewise.yaml").exists() else None
 
 
@@ -37,7 +38,9 @@ def known_here(revision: str) -> str:
     here = fleet_repo_here()
     if here is None or "@" in revision or revision.startswith("-"):
         return revision
-    return _git(here, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or revision
+    return (
+        git_answer(here, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or revision
+    )
 
 
 def commit_of(repo: Path, revision: str) -> str:
@@ -45,7 +48,7 @@ def commit_of(repo: Path, revision: str) -> str:
     if not repo.is_dir():
         raise BadUsage(f"{repo} is not a directory", hint="name your clone of the fleet repo")
     wanted = revision.rpartition("@sha1:")[2]
-    found = _git(
+    found = git_answer(
         repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}"
     )
     if found is None:
@@ -60,7 +63,7 @@ def commit_of(repo: Path, revision: str) -> str:
 def known_hub(repo: Path) -> str:
     """What `edgewise fetch` brought last, as far as it is in the clone; else empty."""
     known = "refs/remotes/edgewise/main"
-    return known if _git(repo, "rev-parse", "--verify", "--quiet", known) else ""
+    return known if git_answer(repo, "rev-parse", "--verify", "--quiet", known) else ""
 
 
 def snapshot(repo: Path, revision: str) -> Snapshot:
@@ -68,8 +71,8 @@ def snapshot(repo: Path, revision: str) -> Snapshot:
     from edgewise.backends.git.repository import GitRepository, Origin
 
     commit = commit_of(repo, revision)
-    folder = _git(repo, "rev-parse", "--absolute-git-dir") or str(repo)
-    branch = _git(repo, "rev-parse", "--abbrev-ref", "HEAD") or "HEAD"
+    folder = git_answer(repo, "rev-parse", "--absolute-git-dir") or str(repo)
+    branch = git_answer(repo, "rev-parse", "--abbrev-ref", "HEAD") or "HEAD"
     origin = Origin(branch) if branch != "HEAD" else Origin()
     return asyncio.run(GitRepository(Path(folder), origin).snapshot(commit))
 
@@ -113,6 +116,35 @@ class HubArtifacts(Mapping[tuple[str, str], "Artifact"]):
         return decode(data, Artifact, what=target.path, at_most=limits.PART)
 
 
+class HubSigners(Mapping[tuple[str, str], "frozenset[str]"]):
+    """Which of ``keys`` signed the provenance of an artifact, found out when one is asked for."""
+
+    def __init__(self, client: Client, artifacts: HubArtifacts, keys: Sequence[Key]) -> None:
+        self._client = client
+        self._artifacts = artifacts
+        self._keys = keys
+        self._read = cache(self._fetch)
+
+    def __getitem__(self, key: tuple[str, str]) -> frozenset[str]:
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._artifacts)
+
+    def __len__(self) -> int:
+        return len(self._artifacts)
+
+    def _fetch(self, key: tuple[str, str]) -> frozenset[str]:
+        from edgewise.delivery.provenance import read_provenance
+        from edgewise.protocol import limits
+
+        artifact = self._artifacts[key]
+        if artifact.provenance is None:
+            raise KeyError(key)
+        data = object_of(self._client, artifact.provenance.sha256, at_most=limits.EVIDENCE)
+        return frozenset(read_provenance(data, artifact, self._keys).signed_by)
+
+
 def object_of(client: Client, sha256: str, *, at_most: int) -> bytes:
     """A small object of the hub's, checked against its name. Raises NotFound, Untrusted."""
     from edgewise.delivery.packing import unpack
@@ -127,7 +159,8 @@ def _name_of(path: str) -> tuple[str, str]:
     return name, version
 
 
-def _git(directory: Path, *arguments: str) -> str | None:
+def git_answer(directory: Path, *arguments: str) -> str | None:
+    """What git prints, stripped; None when it fails. Raises NeedsPerson without git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=False

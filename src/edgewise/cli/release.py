@@ -96,13 +96,14 @@ def sign(
 
 def _compiled(client: Client, repo: Path, head: str, builder: Builder, current: Builds) -> Compiled:
     """As the hub compiles it, from artifacts that a builder signed."""
-    from edgewise.cli.local import HubArtifacts, snapshot
+    from edgewise.cli.local import HubArtifacts, HubSigners, snapshot
     from edgewise.sync.compile import compile_workspace
     from edgewise.sync.parse import ParseCache
     from edgewise.sync.ports import CompileFailed, Inputs
 
     artifacts = HubArtifacts(client, builder.targets(current))
-    inputs = Inputs(artifacts, trust="builder")
+    signers = HubSigners(client, artifacts, builder.keys())
+    inputs = Inputs(artifacts, trust="builder", signers=signers)
     try:
         return compile_workspace(snapshot(repo, head), inputs, ParseCache(), None)
     except CompileFailed as failed:

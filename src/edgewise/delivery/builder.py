@@ -16,7 +16,13 @@ from edgewise.delivery.contents import named_by_target
 from edgewise.model.errors import BadUsage, Conflict, Forbidden, Untrusted
 from edgewise.model.names import Digest, Platform, is_name
 from edgewise.protocol.api import Builds, BuildsUpload
-from edgewise.protocol.content import Artifact, TreeRef, artifact_target, release_target
+from edgewise.protocol.content import (
+    Artifact,
+    EvidenceRef,
+    TreeRef,
+    artifact_target,
+    release_target,
+)
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
@@ -41,6 +47,7 @@ def make_artifact(
     *,
     built_from: str = "",
     system: bool = False,
+    evidence: Sequence[EvidenceRef] = (),
 ) -> Artifact:
     """An artifact. Raises BadUsage, with the accepted form, for a name or version that is none."""
     artifact_path(name, version)
@@ -52,7 +59,9 @@ def make_artifact(
     except ValueError as error:
         raise BadUsage(str(error)) from error
     marked = True if system else msgspec.UNSET
-    return Artifact(name, version, dict(sorted(trees.items())), built_from, system=marked)
+    known = tuple(evidence) or msgspec.UNSET
+    trees = dict(sorted(trees.items()))
+    return Artifact(name, version, trees, built_from, evidence=known, system=marked)
 
 
 def target_of_document(document: bytes) -> str:

@@ -28,7 +28,8 @@ def named_by_target(path: str, content: bytes) -> Named:
         artifact = decode(content, Artifact, what=path, at_most=limits.PART)
         if rest != f"{artifact.name}/{artifact.version}.json":
             raise Untrusted(f"{path} holds artifact {artifact.name} {artifact.version}")
-        return Named(trees=_trees(artifact.trees))
+        evidence = frozenset(one.sha256 for one in artifact.all_evidence)
+        return Named(trees=_trees(artifact.trees), files=evidence)
     if folder == "releases":
         release = decode(content, Release, what=path, at_most=limits.RELEASE)
         return Named(

@@ -8,6 +8,7 @@ with ``trust: builder`` the hub cannot add a release that no builder signed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from edgewise.delivery.contents import (
     named_by_target,
     named_by_tree,
 )
+from edgewise.delivery.evidence import Signers
 from edgewise.delivery.ports import ObjectStore
 from edgewise.delivery.repository import KeyLine, Repository
 from edgewise.model.errors import BadUsage, Conflict, NotFound, TryLater, Untrusted
@@ -57,6 +59,11 @@ class Publisher:
         self._lock = asyncio.Lock()
         self._channels: dict[str, bytes] = {}
         self._artifacts: dict[tuple[str, str], Artifact] = {}
+        self._evidence = Signers(objects)
+        self._signers: dict[tuple[str, str], frozenset[str]] = {}
+        self.admit: Callable[[Artifact, frozenset[str]], None] = lambda artifact, signers: None
+        """Raises Forbidden for a new artifact, with the builder keys that signed its
+        provenance, that may not be published."""
         self._bundles: dict[str, dict[str, bytes]] = {}
         self._shared: dict[str, bytes] = {}
         self.listing: Callable[[Channel], Awaitable[bytes]] = _no_list
@@ -149,6 +156,10 @@ class Publisher:
     def artifacts(self) -> Mapping[tuple[str, str], Artifact]:
         """(name, version) to every published artifact."""
         return self._artifacts
+
+    def signers(self) -> Mapping[tuple[str, str], frozenset[str]]:
+        """(name, version) of each artifact with provenance to the builder keys that signed it."""
+        return self._signers
 
     def builds(self) -> Builds:
         """``builds`` as it stands: what a builder signs the successor of."""
@@ -280,6 +291,7 @@ class Publisher:
         """Say who may sign builds. Raises NeedsPerson when the targets key is offline."""
         async with self._lock:
             await asyncio.to_thread(self._tuf.set_builders, keys, self._clock.now())
+            self._signers = await self._evidence.of(self._artifacts, self._tuf.builder_keys())
             self._changed()
 
     async def add_builders(self, keys: Sequence[Key]) -> None:
@@ -367,6 +379,11 @@ class Publisher:
                 lacking.add(digest)
                 continue
             await self._walk(named_by_target(path, content), lacking=lacking)
+            if path.startswith("artifacts/"):
+                artifact = decode(content, Artifact, what=path, at_most=limits.PART)
+                with contextlib.suppress(NotFound):  # it is among ``lacking`` then
+                    signers = await self._evidence.check(artifact, self._tuf.builder_keys())
+                    self.admit(artifact, signers)
         if lacking:
             some = ", ".join(sorted(d[:12] for d in lacking)[:20])
             raise BadUsage(
@@ -428,6 +445,7 @@ class Publisher:
                 artifact = decode(data, Artifact, what=path, at_most=limits.PART)
                 found[(artifact.name, artifact.version)] = artifact
         self._artifacts = found
+        self._signers = await self._evidence.of(found, self._tuf.builder_keys())
 
     def _in_use(self) -> frozenset[str]:
         channels = [self.channel(fleet) for fleet in self._channels]

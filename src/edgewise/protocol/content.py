@@ -231,6 +231,23 @@ class TreeRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Digest(self.sha256)
 
 
+class EvidenceRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An object that says what is in an artifact, or where it comes from (docs/provenance.md)."""
+
+    kind: Literal["sbom", "provenance"]
+    media_type: str
+    sha256: str
+    size: int
+    """Bytes, at most ``limits.EVIDENCE``."""
+    platform: str = ""
+    """Of an SBOM; provenance speaks of every platform."""
+
+    def __post_init__(self) -> None:
+        Digest(self.sha256)
+        if not 0 <= self.size <= limits.EVIDENCE:
+            raise ValueError(f"{self.kind} has {self.size} bytes, at most {limits.EVIDENCE}")
+
+
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named, versioned set of trees, one for each platform; a target of the builder's role."""
 
@@ -240,9 +257,27 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Platform (``linux/amd64``) to tree."""
     built_from: str = ""
     """Free text of the build: a commit, a pipeline; shown, never interpreted."""
+    evidence: tuple[EvidenceRef, ...] | msgspec.UnsetType = msgspec.UNSET
+    """SBOMs by platform, then provenance. Absent where there is none, so that artifacts without
+    keep the digest they had."""
     schema: Literal[1] = 1
     system: bool | msgspec.UnsetType = msgspec.UNSET
     """True: its trees are system trees, so no app may name it. Absent otherwise."""
+
+    def sbom(self, platform: str) -> EvidenceRef | None:
+        """What says what is in the tree of this platform."""
+        found = (e for e in self.all_evidence if e.kind == "sbom" and e.platform == platform)
+        return next(found, None)
+
+    @property
+    def provenance(self) -> EvidenceRef | None:
+        """What says where the trees come from."""
+        return next((e for e in self.all_evidence if e.kind == "provenance"), None)
+
+    @property
+    def all_evidence(self) -> tuple[EvidenceRef, ...]:
+        """Empty where there is none."""
+        return () if self.evidence is msgspec.UNSET else self.evidence
 
 
 def artifact_target(name: str, version: str) -> str:

@@ -16,6 +16,8 @@ PART: Final = 4 << 20
 """One part: a config carries its files' text inline."""
 TREE: Final = 64 << 20
 """A tree manifest; an OS image of 300,000 files is about 45 MiB."""
+EVIDENCE: Final = 16 << 20
+"""One SBOM or provenance statement; 20,000 packages are about 8 MiB of CycloneDX."""
 OBJECT: Final = 8 << 30
 """One file's content."""
 DELTA_LIST: Final = 1 << 20

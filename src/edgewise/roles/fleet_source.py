@@ -23,7 +23,7 @@ from edgewise.delivery.on_hub import Publisher
 from edgewise.identity.admission import JoinRules
 from edgewise.identity.ports import Enrolled, Enrolments
 from edgewise.model.documents.federation import FederatedTrustDomainSpec
-from edgewise.model.errors import EdgewiseError, TryLater
+from edgewise.model.errors import EdgewiseError, Forbidden, TryLater
 from edgewise.model.names import Digest
 from edgewise.net.api.journal import Journal
 from edgewise.net.api.ports import Source
@@ -35,13 +35,14 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.api import Condition, Plan, PlanRequest, SourceStatus
 from edgewise.protocol.codec import decode
-from edgewise.protocol.content import Part, Release, SealedSecret
+from edgewise.protocol.content import Artifact, Part, Release, SealedSecret
 from edgewise.roles.fleet_identities import FleetIdentities, Granted
 from edgewise.rollout.fleet import MemberPlan, Proposal, group_of
 from edgewise.rollout.on_hub import Placement, Rollouts
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 from edgewise.sync import remarks
+from edgewise.sync.artifact_rules import lacks
 from edgewise.sync.on_hub import Awaiting, Held, Rejected, SourceFollower
 from edgewise.sync.ports import CommitSeen, Compiled, CompiledFleet, Inputs, JoinedNode
 
@@ -139,6 +140,18 @@ class FleetSource:
     def recipient(self) -> str:
         """What people encrypt secrets in git to (``age1...``)."""
         return self._parts.secrets.recipient
+
+    def admit(self, artifact: Artifact, signers: frozenset[str]) -> None:
+        """Raises Forbidden for an artifact that the newest good commit does not want published."""
+        good = self._parts.follower.good
+        if good is None or good.artifacts.on_publish != "Refuse":
+            return
+        for lack, hint in lacks(good.artifacts, artifact, signers):
+            raise Forbidden(
+                f"artifact {artifact.name} {artifact.version} {lack};"
+                " the fleet repo's edgewise.yaml refuses such artifacts",
+                hint=hint,
+            )
 
     async def join_rules(self) -> JoinRules:
         """Who may join, by the newest good commit. Raises TryLater before the first look."""
@@ -429,7 +442,8 @@ async def inputs_of(publisher: Publisher, roster: PeopleAndMachines) -> Inputs:
         for one in roster.all()
         if one.role == "node" and not one.quarantined
     )
-    return Inputs(dict(publisher.artifacts()), joined, publisher.mode)
+    signers = dict(publisher.signers())
+    return Inputs(dict(publisher.artifacts()), joined, publisher.mode, signers)
 
 
 def unsigned_of(publisher: Publisher, compiled: Compiled) -> tuple[str, ...]:

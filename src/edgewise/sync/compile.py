@@ -24,7 +24,7 @@ from edgewise.model.rules import RolloutRules
 from edgewise.protocol import codec, limits
 from edgewise.protocol.content import Artifact, Release, variant_key
 from edgewise.sync import parts
-from edgewise.sync.fleet_parts import Bench, Built, FleetParts
+from edgewise.sync.fleet_parts import Bench, Built, FleetParts, artifact_rules
 from edgewise.sync.governing import bindings
 from edgewise.sync.matching import (
     PLATFORM_LABEL,
@@ -61,7 +61,7 @@ def compile_workspace(
 
     ``previous`` is only asked how many nodes would lose their fleet; it changes no digest.
     """
-    making = _Compile(snapshot, inputs.joined, inputs.artifacts, cache)
+    making = _Compile(snapshot, inputs.joined, inputs.artifacts, cache, inputs.signers)
     return making.run(previous, inputs.trust)
 
 
@@ -94,8 +94,10 @@ class _Compile:
         joined: tuple[JoinedNode, ...],
         artifacts: Mapping[tuple[str, str], Artifact] | None,
         cache: ParseCache,
+        signers: Mapping[tuple[str, str], frozenset[str]] | None = None,
     ) -> None:
         self._snapshot = snapshot
+        self._signers = signers
         self._joined = joined
         self._artifacts = artifacts
         self._cache = cache
@@ -110,7 +112,7 @@ class _Compile:
             raise CompileFailed(self._report.problems())
         check_references(kinds, revision.broken, self._report)
         root = next(iter(workspaces.values()))
-        bench = Bench(kinds, root, self._artifacts, self._cache, self._report)
+        bench = Bench(kinds, root, self._artifacts, self._cache, self._report, self._signers)
         trust = _stricter(hub_trust, root)
         placement, later = self._place(kinds, revision.documents, trust)
         self._warn_selectors(kinds)
@@ -133,6 +135,7 @@ class _Compile:
             warnings=self._warnings.problems(),
             trust=trust,
             join=_join(root),
+            artifacts=artifact_rules(root),
             device_lists=_device_lists(kinds),
             federated=_federated(kinds),
             bindings=bindings(kinds.get("RoleBinding", {})),

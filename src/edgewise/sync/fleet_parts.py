@@ -21,15 +21,17 @@ from edgewise.model.documents import (
 from edgewise.model.documents.app import AnyAppSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
 from edgewise.model.documents.fleet import Placed
+from edgewise.model.documents.inventory import ArtifactRules
 from edgewise.model.labels import Selector
 from edgewise.model.names import Digest
 from edgewise.protocol import codec, limits
 from edgewise.protocol.content import Artifact, NotActedOn, PartRef, ProcessApp, TreeRef
 from edgewise.sync import parts
+from edgewise.sync.artifact_rules import lacks
 from edgewise.sync.matching import Candidate, Members
 from edgewise.sync.merge import merged
 from edgewise.sync.mismatch import Finding, dotted, findings
-from edgewise.sync.parse import ParseCache, Report, Sourced
+from edgewise.sync.parse import ROOT, ParseCache, Report, Sourced
 from edgewise.sync.references import Catalogue
 from edgewise.sync.render import Layer, Lens, Rendered, render_part
 from edgewise.sync.suggest import did_you_mean
@@ -67,6 +69,15 @@ class Bench:
     """None: whether artifacts are published is not checked (`edgewise validate`)."""
     cache: ParseCache
     report: Report
+    signers: Mapping[tuple[str, str], frozenset[str]] | None = None
+    """(name, version) to the builder keys that signed an artifact's provenance; None: who
+    signed is not judged."""
+
+
+def artifact_rules(workspace: Sourced) -> ArtifactRules:
+    """What the Workspace asks of artifacts."""
+    value = workspace.parsed.value
+    return value.spec.artifacts if isinstance(value, Workspace) else ArtifactRules()
 
 
 class FleetParts:
@@ -140,6 +151,7 @@ class FleetParts:
                 self._bench.report.at(source, finding)
                 return None
             self._check_platforms(source, value.spec, artifact)
+            self._check_evidence(source, artifact)
             return artifact
         versions = sorted(version for name, version in known if name == ref.ref)
         publish = f"`edgewise artifact publish {ref.ref} {ref.version}` publishes it"
@@ -167,6 +179,16 @@ class FleetParts:
                 self._bench.report.at(
                     source, Finding(("spec", "platforms", index), message, hint, platform)
                 )
+
+    def _check_evidence(self, source: Sourced, artifact: Artifact) -> None:
+        signers = self._bench.signers
+        known = (artifact.name, artifact.version)
+        signed_by = None if signers is None else signers.get(known, frozenset())
+        rules = artifact_rules(self._bench.workspace)
+        for lack, hint in lacks(rules, artifact, signed_by):
+            message = f"artifact {artifact.name} {artifact.version} {lack}; {ROOT} asks for it"
+            finding = Finding(("spec", "artifact", "ref"), message, hint, artifact.name)
+            self._bench.report.at(source, finding)
 
     def _lens(self, node: Candidate) -> Lens:
         return Lens(self._fleet.metadata.name, self._layers, node)

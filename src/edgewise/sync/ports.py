@@ -11,6 +11,7 @@ import msgspec
 
 from edgewise.model.documents import DeviceList
 from edgewise.model.documents.federation import FederatedTrustDomainSpec
+from edgewise.model.documents.inventory import ArtifactRules
 from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.roles import Binding
 from edgewise.model.rules import RolloutRules
@@ -92,6 +93,9 @@ class Inputs:
     joined: tuple[JoinedNode, ...] = ()
     trust: Literal["hub", "builder"] = "hub"
     """How the hub runs. The stricter of this and the Workspace's ``trust`` counts."""
+    signers: Mapping[tuple[str, str], frozenset[str]] | None = None
+    """(name, version) of each artifact with good provenance to the builder keys that signed it;
+    None: who signed is not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,8 @@ class Compiled:
     """``builder``: only a builder may sign these releases."""
     join: JoinSpec = field(default_factory=JoinSpec)
     """Who may join and by which proof."""
+    artifacts: ArtifactRules = field(default_factory=ArtifactRules)
+    """What artifacts must bring."""
     device_lists: tuple[DeviceList, ...] = ()
     """Machines that may join without a token, by name of the list."""
     federated: tuple[FederatedTrustDomainSpec, ...] = ()

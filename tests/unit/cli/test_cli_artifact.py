@@ -95,7 +95,8 @@ def test_publishing_sends_only_what_the_hub_lacks(hub: Any, cli: Any, built: Pat
     assert done.code == 0, done.err
     assert done.out.startswith("published: hello 1.0, 5 B of ")
     calls = dict(hub.calls)
-    assert len(calls["POST /v1/objects/missing"]["sha256"]) == 3  # with the tree's manifest
+    # Two contents, the tree's manifest, an SBOM and provenance.
+    assert len(calls["POST /v1/objects/missing"]["sha256"]) == 5
     assert calls[f"PUT /v1/objects/{sha256('twice')}"] == b"twice"
     upload = calls["POST /v1/builds"]
     assert upload["metadata"] == ""

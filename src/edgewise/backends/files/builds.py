@@ -1,8 +1,9 @@
 """Artifacts on a developer's machine or in CI: a folder that ``edgewise artifact`` fills.
 
 It holds ``artifacts/NAME/VERSION.json``, ``trees/<sha256>`` (manifests), ``objects/<sha256>``
-(file contents, each once) and, once signed, ``artifacts/NAME/VERSION.builds.json``. It can be
-carried: what was built on one machine can be published from another.
+(file contents, each once), ``evidence/<sha256>`` (SBOMs and provenance) and, once signed,
+``artifacts/NAME/VERSION.builds.json``. It can be carried: what was built on one machine can be
+published from another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from edgewise.backends.files.system_trees import read_system
 from edgewise.backends.files.trees import scan
@@ -21,7 +22,7 @@ from edgewise.delivery.trees import reference
 from edgewise.model.errors import BadUsage, NeedsPerson
 from edgewise.protocol import limits
 from edgewise.protocol.codec import decode, encode
-from edgewise.protocol.content import Artifact, Tree, TreeRef
+from edgewise.protocol.content import Artifact, EvidenceRef, Tree, TreeRef
 
 _LAST_LINES = 2000
 _CHUNK = 1 << 20
@@ -87,6 +88,28 @@ class BuildFolder:
         (manifests / ref.sha256).write_bytes(manifest)
         return ref
 
+    def tree(self, sha256: str) -> Tree:
+        """A tree that was added. Raises BadUsage when it is gone."""
+        manifest = self.path / "trees" / sha256
+        return decode(_bytes(manifest), Tree, what=str(manifest), at_most=limits.TREE)
+
+    def content(self, sha256: str) -> Path:
+        """Where a file's content lies."""
+        return self.path / "objects" / sha256
+
+    def add_evidence(
+        self, kind: Literal["sbom", "provenance"], media_type: str, data: bytes, platform: str = ""
+    ) -> EvidenceRef:
+        """Keep an SBOM or provenance beside the contents."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        (self.path / "evidence").mkdir(parents=True, exist_ok=True)
+        (self.path / "evidence" / sha256).write_bytes(data)
+        return EvidenceRef(kind, media_type, sha256, len(data), platform)
+
+    def evidence(self, ref: EvidenceRef) -> bytes:
+        """What was kept. Raises BadUsage when it is gone."""
+        return _bytes(self.path / "evidence" / ref.sha256)
+
     def add(self, artifact: Artifact) -> bytes:
         """Keep an artifact's document, in place of one that was built before, and forget what
         was signed for that one; returns its canonical bytes."""
@@ -108,13 +131,12 @@ class BuildFolder:
 
         Raises BadUsage when one of them is not here.
         """
-        found: dict[str, Path] = {}
+        evidence = self.path / "evidence"
+        found = {ref.sha256: evidence / ref.sha256 for ref in artifact.all_evidence}
         for sha256 in sorted({ref.sha256 for ref in artifact.trees.values()}):
-            manifest = self.path / "trees" / sha256
-            tree = decode(_bytes(manifest), Tree, what=str(manifest), at_most=limits.TREE)
-            contents = {entry.sha256 for entry in tree.entries if entry.kind == "file"}
+            contents = {e.sha256 for e in self.tree(sha256).entries if e.kind == "file"}
             found |= {one: self.path / "objects" / one for one in sorted(contents)}
-            found[sha256] = manifest
+            found[sha256] = self.path / "trees" / sha256
         _check_there(found.values())
         return found
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from edgewise.model.documents.joining import JoinSpec
 from edgewise.model.documents.words import (
+    KeyId,
     LabelKey,
     LabelValue,
     Metadata,
@@ -49,6 +50,20 @@ class TemplateRules(Strict, frozen=True, kw_only=True):
     """A template that names a missing key never compiles. There is no other mode."""
 
 
+class ArtifactRules(Strict, frozen=True, kw_only=True):
+    """What an artifact must bring before an App may name it (docs/provenance.md)."""
+
+    require: Annotated[tuple[Literal["sbom", "provenance"], ...], Meta(max_length=2)] = ()
+    """``sbom``: a bill of materials for each platform; ``provenance``: a statement of where its
+    trees come from."""
+    builders: Annotated[tuple[KeyId, ...], Meta(max_length=100)] = ()
+    """Keys of which one must have signed the provenance, as ``edgewise key ls`` lists them.
+    Left out: any builder, and with ``trust: hub`` a statement without a signature too."""
+    on_publish: Literal["Accept", "Refuse"] = "Accept"
+    """``Refuse``: the hub does not take such an artifact at all. Either way no commit compiles
+    that names one."""
+
+
 class WorkspaceSpec(Strict, frozen=True, kw_only=True):
     """Settings of the repo."""
 
@@ -67,6 +82,8 @@ class WorkspaceSpec(Strict, frozen=True, kw_only=True):
     in the repo take no part in what is compiled."""
     vars: dict[VarName, VarValue] = {}
     """Variables of every fleet; a Fleet's own win. May be templates."""
+    artifacts: ArtifactRules = ArtifactRules()
+    """What artifacts must bring."""
     join: JoinSpec = JoinSpec()
     """Who may join and by which proof (docs/attestation.md)."""
 

@@ -70,6 +70,7 @@ PlatformWord = Annotated[
     str, _word(r"[a-z0-9]+/[a-z0-9_]+(/v[0-9]+)?", "linux/amd64 or linux/arm64")
 ]
 Sha256 = Annotated[str, _word(r"sha256:[0-9a-f]{64}", "sha256: and 64 hex digits")]
+KeyId = Annotated[str, _word(r"[0-9a-f]{64}", "64 hex digits, as `edgewise key ls` prints them")]
 Cron = Annotated[
     str,
     _word(r"[0-9*,/-]+ +[0-9*,/-]+ +[0-9*,/-]+ +[0-9A-Za-z*,/-]+ +[0-9A-Za-z*,/-]+", '"0 3 * * *"'),
