@@ -439,7 +439,7 @@ def _source(
         lambda compiled: unsigned_of(publisher, compiled),
         weigh,
     )
-    return FleetSource(
+    source = FleetSource(
         Parts(
             roster,
             publisher,
@@ -455,6 +455,8 @@ def _source(
             log,
         )
     )
+    publisher.admit = source.admit
+    return source
 
 
 async def _open_stores(
