@@ -7,18 +7,35 @@ is installed stays as it is. What the hub says is checked by ``Trust`` (backends
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from io import BytesIO
-from typing import IO, Any, Final
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
-from edgewise.delivery import packing
-from edgewise.delivery.plan import RESERVE, Copy, Whole, check_space, packed_total, plan_fetch
+from edgewise.delivery.applying import Applying, Recompression
+from edgewise.delivery.delta import Part as DeltaPart
+from edgewise.delivery.delta import Piece
+from edgewise.delivery.downloads import TRIES, Cutter, Downloads
+from edgewise.delivery.opening import Opened, Shelf
+from edgewise.delivery.plan import (
+    AT_ONCE,
+    RESERVE,
+    Copy,
+    FetchPlan,
+    Metered,
+    Whole,
+    check_link,
+    check_space,
+    packed_total,
+    plan_fetch,
+)
 from edgewise.delivery.ports import NodeFiles, Source, Trust
 from edgewise.delivery.trees import refuse_privilege
+from edgewise.delivery.ways import Choice, Prices, Range, Situation, choose
 from edgewise.model.errors import (
     BadUsage,
     EdgewiseError,
@@ -41,8 +58,8 @@ from edgewise.protocol.content import (
     SealedSecret,
     Tree,
     WorkloadRegistration,
-    object_path,
 )
+from edgewise.protocol.delta import delta_path
 from edgewise.protocol.egress import EgressRules
 from edgewise.protocol.installed import (
     Installed,
@@ -51,14 +68,14 @@ from edgewise.protocol.installed import (
     InstalledEgress,
     InstalledIdentity,
     InstalledSecret,
+    without_traffic,
 )
+from edgewise.protocol.report import Traffic
 
-SMALL: Final = 256 << 10
-"""Packed bytes held in memory; what grows beyond goes to a file that can be resumed."""
-TRIES: Final = 5
-"""Times that a download which breaks off is taken up again, as long as each brings bytes."""
 SEALED: Final = 1 << 20
 """A sealed secret: Kubernetes' bound for a Secret."""
+RANGES_AT_ONCE: Final = 2
+"""Each holds a part that comes and one that waits to be applied: at most 8 MiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +86,20 @@ class Terms:
     """``linux/arm64``."""
     progress: Callable[[int, int], None] = lambda done, total: None
     """Called with unpacked bytes that are here and that were planned."""
-    at_once: int = 8
+    at_once: int = AT_ONCE
     """Downloads at the same time; many small files are bound by round trips."""
     reserve: int = RESERVE
+    """Bytes of disk that stay free."""
+    prices: Prices = Prices()  # noqa: RUF009 - frozen
+    recompression: Recompression | None = None
+    """None: what would have to be compressed again comes whole."""
+    metered: bool = False
+    """Whether the link costs by the byte."""
+    metered_policy: Metered = "Allow"
+    held: Callable[[str], bool] | None = None
+    """Whether the relay holds a file of this digest; None: not known."""
+    explain: Callable[[Mapping[str, int]], None] = lambda fields: None
+    """Called with the plan's figures before the contents travel."""
 
 
 async def fetch(
@@ -92,7 +120,11 @@ async def fetch(
     """
     with store.fetching():
         length = await trust.permission(release, source)
-        return await _Fetch(record, terms, store, source).run(release, length)
+        running = _Fetch(record, terms, store, source)
+        try:
+            return await running.run(release, length, trust.deltas())
+        finally:
+            running.close()
 
 
 class _Fetch:
@@ -102,27 +134,40 @@ class _Fetch:
         self._record = record
         self._terms = terms
         self._store = store
-        self._source = source
-        self._travelled = 0
-        self._sizes: dict[str, int] = {}
+        self._downloads = Downloads(store, source)
+        self._installed = store.installed()
+        self._shelf = Shelf(store, self._downloads, terms.prices, _trees(self._installed))
+        self._contents: Contents | None = None
+        self._deltas = ""
         self._extra = 0
 
-    async def run(self, release: str, length: int) -> Installed:
-        for known in self._store.installed():
-            self._sizes |= self._store.packed_sizes(known.release)
+    def close(self) -> None:
+        """Let go of open files."""
+        if self._contents is not None:
+            self._contents.close()
+
+    async def run(self, release: str, length: int, deltas: str) -> Installed:
+        self._deltas = deltas
+        for known in self._installed:
+            self._downloads.sizes |= self._store.packed_sizes(known.release)
         installed, trees = await self._documents(release, length)
         already = self._store.staged(release)
-        if (
-            already is not None
-            and msgspec.structs.replace(already, bytes_fetched=0, bytes_full=0) == installed
-        ):
+        if already is not None and without_traffic(already) == installed:
             return already
         entries = [entry for tree in trees.values() for entry in tree.entries]
-        await self._files(entries)
+        await self._shelf.load(deltas)
+        self._contents = Contents(self._terms, self._store, self._downloads, self._shelf)
+        by_tree = {app.tree: trees[app.app.name].entries for app in installed.apps}
+        planned = await self._contents.bring(by_tree)
+        sizes = self._downloads.sizes
+        full = packed_total(sizes, entries, ratio=self._terms.prices.whole)
+        used = dict(self._downloads.used)
+        planned["document"] = used.get("document", 0)
         installed = msgspec.structs.replace(
             installed,
-            bytes_fetched=self._travelled,
-            bytes_full=self._extra + packed_total(self._sizes, entries),
+            bytes_fetched=self._downloads.total,
+            bytes_full=self._extra + full,
+            traffic=Traffic(planned, used, self._downloads.requests),
         )
         self._store.begin(release)
         for name, tree in trees.items():
@@ -131,7 +176,8 @@ class _Fetch:
         return installed
 
     def _sizes_of(self, entries: list[Entry]) -> dict[str, int]:
-        return {e.sha256: self._sizes[e.sha256] for e in entries if e.sha256 in self._sizes}
+        sizes = self._downloads.sizes
+        return {e.sha256: sizes[e.sha256] for e in entries if e.sha256 in sizes}
 
     # Documents
 
@@ -209,55 +255,169 @@ class _Fetch:
         return InstalledSecret(digest, secret, sealed)
 
     async def _document(self, sha256: str, kind: Any, at_most: int, what: str) -> Any:
-        return decode(await self._bytes(sha256, at_most), kind, what=what, at_most=at_most)
+        data = await self._bytes(sha256, at_most, kind)
+        return decode(data, kind, what=what, at_most=at_most)
 
-    async def _bytes(self, sha256: str, at_most: int) -> bytes:
-        data = self._store.document(sha256)
+    async def _bytes(self, sha256: str, at_most: int, kind: Any = None) -> bytes:
+        data = self._store.document(sha256) or self._shelf.document(sha256)
+        if data is None and kind is not Release:
+            await self._shelf.load(self._deltas)
+            data = self._shelf.document(sha256)
+            if data is None and kind is Tree:
+                data = await self._shelf.manifest(sha256)
         if data is None:
             collected: list[bytes] = []
 
             def keep(content: Iterator[bytes]) -> None:
                 collected[:] = content
 
-            await self._object(sha256, at_most, keep)
+            await self._downloads.object(sha256, at_most, keep, "document")
             data = b"".join(collected)
-            self._store.keep_document(sha256, data)
-        self._extra += self._sizes.get(sha256, len(data))
+        self._store.keep_document(sha256, data)
+        self._extra += self._downloads.sizes.get(sha256, len(data))
         return data
 
-    # Files
 
-    async def _files(self, entries: list[Entry]) -> None:
+class Contents:
+    """Brings the files of a release: chooses ways, goes them, falls a step when one was wrong."""
+
+    def __init__(self, terms: Terms, store: NodeFiles, downloads: Downloads, shelf: Shelf) -> None:
+        self._terms = terms
+        self._store = store
+        self._downloads = downloads
+        self._shelf = shelf
+        self._applying: Applying | None = None
+        self._one_part = asyncio.Lock()
+        self._alone: set[str] = set()
+        """Objects that deltas cannot make here."""
+        self._damaged = 0
+        self._done = 0
+        self._total = 0
+        self._sizes: dict[str, int] = {}
+        self._failed: list[EdgewiseError] = []
+
+    def close(self) -> None:
+        """Let go of open files."""
+        if self._applying is not None:
+            self._applying.close()
+
+    async def bring(self, trees: Mapping[str, tuple[Entry, ...]]) -> dict[str, int]:
+        """Have every file of these trees in the store; returns planned bytes by way.
+
+        Each round that does not bring everything has refused a delta, an object's delta or a
+        damaged old file, so there are few rounds.
+        """
+        entries = [entry for each in trees.values() for entry in each]
         plan = plan_fetch(entries, self._store.kept)
         if not all([self._store.verify(*kept) for kept in plan.check]):
             plan = plan_fetch(entries, self._store.kept)
-        free, inodes = self._store.free_bytes(), self._store.free_inodes()
-        check_space(plan, free, inodes, reserve=self._terms.reserve)
-        waiting = iter([step for step in plan.steps if isinstance(step, Whole)])
-        done = 0
-        failed: list[EdgewiseError] = []
+        wanted = _wanted(plan)
+        self._applying = Applying(
+            self._store, {s: step.variants for s, step in wanted.items()}, self._terms.recompression
+        )
+        self._total = plan.fetch_bytes
+        planned: dict[str, int] | None = None
+        while True:
+            choice = await self._choose(wanted, trees, self._applying)
+            if planned is None:
+                self._check(plan, choice)
+                planned = dict(Counter(choice.bytes) + self._downloads.used)
+                self._terms.explain(choice.fields())
+            before = self._setbacks()
+            await self._perform(wanted, choice, self._applying)
+            for step in plan.steps:
+                if isinstance(step, Copy):
+                    self._store.copy(step.entry.sha256, step.have, step.entry.attributes)
+            plan = plan_fetch(entries, self._store.kept)
+            wanted = _wanted(plan)
+            self._applying.wanted = {s: step.variants for s, step in wanted.items()}
+            if not plan.steps:
+                return planned
+            if self._setbacks() == before:
+                raise TryLater(f"{len(plan.steps)} files did not stay in the store")
 
-        async def work() -> None:
-            nonlocal done
-            for step in waiting:
-                if failed:
+    def _setbacks(self) -> int:
+        return len(self._shelf.refused) + len(self._alone) + self._damaged
+
+    def _check(self, plan: FetchPlan, choice: Choice) -> None:
+        free, inodes = self._store.free_bytes(), self._store.free_inodes()
+        reserve = self._terms.reserve
+        check_space(plan, free, inodes, reserve=reserve, scratch=choice.scratch)
+        check_link(choice, self._terms.metered_policy, metered=self._terms.metered)
+
+    # Choosing
+
+    async def _choose(
+        self, wanted: Mapping[str, Whole], trees: Mapping[str, tuple[Entry, ...]], by: Applying
+    ) -> Choice:
+        known: dict[str, bool] = {}
+
+        def here(sha256: str) -> bool:
+            if sha256 not in known:
+                known[sha256] = bool(self._store.kept(sha256))
+            return known[sha256]
+
+        def usable(piece: Piece) -> bool:
+            return piece.sha256 not in self._alone and by.usable(piece)
+
+        sizes = {s: step.entry.size for s, step in wanted.items() if step.entry.size}
+        objects = {
+            tree: {e.sha256 for e in entries if e.kind == "file" and e.sha256 in sizes}
+            for tree, entries in trees.items()
+        }
+        self._sizes |= sizes
+        about = Situation(here, self._downloads.sizes, held=self._terms.held)
+        while True:
+            offers = self._shelf.offers(usable, by.has)
+            choice = choose(sizes, offers, about, self._terms.prices)
+            if not await self._shelf.open_next(choice, objects):
+                return choice
+
+    # Going
+
+    async def _perform(
+        self, wanted: Mapping[str, Whole], choice: Choice, applying: Applying
+    ) -> None:
+        for step in wanted.values():
+            if not step.entry.size:
+                self._keep_empty(step)
+        applying.passing = choice.passing
+        for first in (True, False):
+            await self._side_by_side(
+                RANGES_AT_ONCE,
+                [partial(self._range, step) for step in choice.ranges if step.first == first],
+            )
+        await self._side_by_side(
+            self._terms.at_once, [partial(self._whole, wanted[sha256]) for sha256 in choice.whole]
+        )
+
+    async def _side_by_side(self, at_once: int, work: list[Callable[[], Awaitable[None]]]) -> None:
+        """Each in its turn; the first error ends it after what is under way."""
+        waiting = iter(work)
+
+        async def one_after_the_other() -> None:
+            for each in waiting:
+                if self._failed:
                     return
                 try:
-                    await self._whole(step)
+                    await each()
                 except EdgewiseError as error:
-                    failed.append(error)
+                    self._failed.append(error)
                     return
-                done += step.entry.size
-                self._terms.progress(done, plan.fetch_bytes)
 
         async with asyncio.TaskGroup() as workers:
-            for _ in range(self._terms.at_once):
-                workers.create_task(work())
-        if failed:
-            raise failed[0]
-        for step in plan.steps:
-            if isinstance(step, Copy):
-                self._store.copy(step.entry.sha256, step.have, step.entry.attributes)
+            for _ in range(min(at_once, len(work))):
+                workers.create_task(one_after_the_other())
+        if self._failed:
+            raise self._failed[0]
+
+    def _arrived(self, sha256: str) -> None:
+        self._done += self._sizes.get(sha256, 0)
+        self._terms.progress(self._done, self._total)
+
+    def _keep_empty(self, step: Whole) -> None:
+        for attributes in step.variants:
+            self._store.keep_file(step.entry.sha256, attributes, iter([b""]))
 
     async def _whole(self, step: Whole) -> None:
         entry = step.entry
@@ -265,95 +425,91 @@ class _Fetch:
         def keep(content: Iterator[bytes]) -> None:
             self._store.keep_file(entry.sha256, step.variants[0], content)
 
-        await self._object(entry.sha256, entry.size, keep)
+        await self._downloads.object(entry.sha256, entry.size, keep, "whole")
         for attributes in step.variants[1:]:
             self._store.copy(entry.sha256, step.variants[0].key, attributes)
+        self._arrived(entry.sha256)
 
-    # Objects
+    # Parts
 
-    async def _object(
-        self, sha256: str, at_most: int, keep: Callable[[Iterator[bytes]], None]
-    ) -> None:
-        """Download one object and hand its content, as it is unpacked, to ``keep``.
-
-        ``keep`` keeps nothing unless its iterator ends by itself, that is verified.
-        """
-        if self._store.has_partial(sha256):
+    async def _range(self, step: Range) -> None:
+        """Parts of a delta, applied while the next comes. A wrong file is refused, not raised."""
+        opened = self._shelf.opened.get(step.file)
+        if opened is None:
+            return  # refused meanwhile
+        cutter = Cutter(self._store, [opened.delta.parts[index] for index in step.parts])
+        tries = TRIES
+        while cutter.waits and step.file not in self._shelf.refused:
+            before = self._downloads.total
             try:
-                return self._unpack_partial(sha256, at_most, keep)
-            except Untrusted:
-                # Not whole yet, as a rule: go on from where it broke off.
-                if self._store.has_partial(sha256) >= packing.packed_bound(at_most):
-                    self._store.drop_partial(sha256)
-        try:
-            await self._download(sha256, at_most, keep)
-        except Untrusted:
-            self._store.drop_partial(sha256)
-            await self._download(sha256, at_most, keep)
-
-    async def _download(
-        self, sha256: str, at_most: int, keep: Callable[[Iterator[bytes]], None]
-    ) -> None:
-        try:
-            held = await self._receive(sha256, packing.packed_bound(at_most))
-            if held is None:
-                self._unpack_partial(sha256, at_most, keep)
-            else:
-                keep(packing.unpacked(BytesIO(held), sha256, at_most=at_most))
-                self._sizes[sha256] = len(held)
-        except Untrusted:
-            self._store.drop_partial(sha256)
-            raise
-
-    def _unpack_partial(
-        self, sha256: str, at_most: int, keep: Callable[[Iterator[bytes]], None]
-    ) -> None:
-        with self._store.partial(sha256) as file:
-            file.seek(0)
-            keep(packing.unpacked(file, sha256, at_most=at_most))
-            self._sizes[sha256] = file.seek(0, os.SEEK_END)
-        self._store.drop_partial(sha256)
-
-    async def _receive(self, sha256: str, bound: int) -> bytes | None:
-        """The packed bytes; None when they are in the partial file."""
-        for left in reversed(range(TRIES)):
-            before = self._travelled
-            try:
-                return await self._receive_once(sha256, bound)
+                await self._stream(step, opened, cutter)
             except TryLater:
-                if not left or self._travelled == before:
+                tries -= 1
+                if not tries or self._downloads.total == before:
                     raise
-        raise AssertionError("the last try returns or raises")
+            except (Untrusted, NotFound) as error:
+                self._shelf.refuse(step.file, str(error))
 
-    async def _receive_once(self, sha256: str, bound: int) -> bytes | None:
-        start = self._store.has_partial(sha256)
-        held = bytearray()
-        spilled = start > 0
+    async def _stream(self, step: Range, opened: Opened, cutter: Cutter) -> None:
+        under_way: asyncio.Task[None] | None = None
         try:
-            chunks = self._source.read(object_path(sha256), at_most=bound - start, start=start)
-            async for chunk in chunks:
-                self._travelled += len(chunk)
-                held += chunk
-                if spilled or len(held) > SMALL:
-                    self._spill(sha256, held)
-                    spilled = True
-        except TryLater:
-            if held:
-                self._spill(sha256, held)
-            raise
-        except NotFound as error:
-            raise TryLater(f"the source does not have object {sha256[:12]} (yet)") from error
-        return None if spilled else bytes(held)
+            chunks = self._bytes_of(step, opened, cutter.begin())
+            async with aclosing(chunks):  # type: ignore[type-var]
+                async for chunk in chunks:
+                    for part, packed in cutter.feed(chunk):
+                        if under_way is not None:
+                            await _finished(under_way)
+                        under_way = asyncio.ensure_future(self._apply(step.file, part, packed))
+                    if step.file in self._shelf.refused:
+                        return
+        finally:
+            cutter.keep()
+            if under_way is not None:
+                await _finished(under_way)
+        if cutter.waits:
+            raise Untrusted(f"delta {step.file[:12]} ends early")
 
-    def _spill(self, sha256: str, held: bytearray) -> None:
-        with self._store.partial(sha256) as file:
-            _append(file, held)
-        held.clear()
+    async def _bytes_of(self, step: Range, opened: Opened, start: int) -> AsyncIterator[bytes]:
+        if opened.tail:
+            lead = opened.ref.lead
+            yield opened.tail[start - lead : step.end - lead]
+            return
+        path, length = delta_path(step.file), step.end - start
+        chunks = self._downloads.read(path, step.way, start=start, end=step.end, at_most=length)
+        async for chunk in chunks:
+            yield chunk
+
+    async def _apply(self, file: str, part: DeltaPart, packed: bytes) -> None:
+        applying = self._applying
+        async with self._one_part:
+            if applying is None or file in self._shelf.refused:
+                return
+            # In a thread: the next part comes meanwhile. One at a time: memory.
+            applied = await asyncio.to_thread(applying.apply, part, packed)
+        for sha256 in applied.done:
+            self._arrived(sha256)
+        self._alone.update(applied.alone)
+        self._damaged += len(applied.damaged)
+        if applied.wrong and not applied.damaged:
+            self._shelf.refuse(file, applied.wrong)
 
 
-def _append(file: IO[bytes], data: bytearray) -> None:
-    file.seek(0, os.SEEK_END)
-    file.write(data)
+async def _finished(task: asyncio.Task[None]) -> None:
+    """Wait for a part that is being applied, also when we are to end: it is at the files."""
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _wanted(plan: FetchPlan) -> dict[str, Whole]:
+    return {step.entry.sha256: step for step in plan.steps if isinstance(step, Whole)}
+
+
+def _trees(installed: tuple[Installed, ...]) -> tuple[str, ...]:
+    """Trees that are here; those of the newest fetch first."""
+    return tuple(dict.fromkeys(app.tree for one in installed for app in one.apps))
 
 
 async def read_all(source: Source, path: str, *, at_most: int) -> bytes:

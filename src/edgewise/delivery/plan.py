@@ -1,22 +1,31 @@
-"""The cheapest way from what a node has to what it needs. Pure.
+"""From what a node has to what it needs: what is missing, and whether disk and link allow it.
 
-Today a file travels whole or not at all. Deltas become further alternatives in
-``plan_fetch``: the caller performs steps and never asks why they were chosen.
+Pure. Which way the missing contents come is chosen in ``ways``; the caller performs steps and
+never asks why they were chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from datetime import timedelta
+from typing import Final, Literal, NamedTuple
 
-from edgewise.model.errors import NeedsPerson, Untrusted
+from edgewise.delivery.ways import Choice
+from edgewise.model.errors import NeedsPerson, TryLater, Untrusted
 from edgewise.protocol.content import Attributes, Entry
 
 RESERVE: Final = 64 << 20
 """Bytes that a fetch leaves free for the apps' own data and logs."""
 BLOCK: Final = 4096
 """What a small file takes on the disk."""
+AT_ONCE: Final = 8
+"""Objects that travel at the same time: their packed bytes lie beside what they become."""
+LINK_LOOK: Final = timedelta(minutes=5)
+"""How long until a metered link is looked at again."""
+NO_DELTA: Final = 64 << 10
+"""Bytes that may come whole over a metered link where only deltas are allowed: what a delta
+does not pay for."""
 
 
 class Kept(NamedTuple):
@@ -59,7 +68,9 @@ class FetchPlan:
     fetch_bytes: int
     """Unpacked bytes that travel; packed they are at most about 1 % more, mostly far less."""
     disk_bytes: int
-    """Space taken while and after fetching."""
+    """Space taken by what is new."""
+    passing_bytes: int
+    """Space taken meanwhile: objects as they travel, until they are unpacked."""
     inodes: int
     """Files, directories and links made at most."""
     full_bytes: int
@@ -83,6 +94,7 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
     steps: list[Step] = []
     check: list[Kept] = []
     travel = full = new = 0
+    sizes: list[int] = []
     for by_key in wanted.values():
         first = next(iter(by_key.values()))
         if any(entry.size != first.size for entry in by_key.values()):
@@ -101,33 +113,60 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
         else:
             steps.append(Whole(first, tuple(entry.attributes for entry in lacking)))
             travel += first.size
-            disk += _on_disk(first.size)  # its packed bytes, until it is unpacked
-    return FetchPlan(tuple(steps), tuple(check), travel, disk, others + new, full)
+            sizes.append(_on_disk(first.size))
+    passing = sum(sorted(sizes)[-AT_ONCE:])
+    return FetchPlan(tuple(steps), tuple(check), travel, disk, passing, others + new, full)
 
 
 def _on_disk(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def check_space(plan: FetchPlan, free: int, inodes: int, *, reserve: int = RESERVE) -> None:
+def check_space(
+    plan: FetchPlan, free: int, inodes: int, *, reserve: int = RESERVE, scratch: int = 0
+) -> None:
     """Raises NeedsPerson, before the first byte travels, when the disk is too small: ``free``
-    bytes and ``inodes`` are left on it."""
+    bytes and ``inodes`` are left on it, ``scratch`` are taken by deltas while they are applied.
+    """
     if plan.inodes > inodes:
         raise NeedsPerson(
             f"the release has up to {plan.inodes:,} new files and directories;"
             f" the disk takes {inodes:,} more (inodes)",
             hint="delete small files on the node's state disk, or make it with more inodes",
         )
-    needed = plan.disk_bytes + reserve
+    taken = plan.disk_bytes + plan.passing_bytes + scratch
+    needed = taken + reserve
     if plan.disk_bytes and free < needed:
         raise NeedsPerson(
-            f"the release needs {plan.disk_bytes:,} bytes and {reserve:,} in reserve;"
-            f" {free:,} are free",
+            f"the release needs {taken:,} bytes and {reserve:,} in reserve; {free:,} are free",
             hint=f"free {needed - free:,} bytes on the node's state disk",
         )
 
 
-def packed_total(sizes: Mapping[str, int], entries: Iterable[Entry]) -> int:
-    """Packed bytes of everything; where a packed size is not known, the unpacked one."""
+def packed_total(sizes: Mapping[str, int], entries: Iterable[Entry], *, ratio: float = 1.0) -> int:
+    """Packed bytes of everything; where a packed size is not known, ``ratio`` of the other."""
     unique = {entry.sha256: entry.size for entry in entries if entry.kind == "file"}
-    return sum(sizes.get(sha256, size) for sha256, size in unique.items())
+    return sum(sizes.get(sha256, int(size * ratio)) for sha256, size in unique.items())
+
+
+Metered = Literal["Allow", "DeltasOnly", "Never"]
+"""What may travel over a link that costs by the byte."""
+
+
+def check_link(choice: Choice, policy: Metered, *, metered: bool) -> None:
+    """Raises TryLater, before the contents travel, where the link is too dear for them."""
+    if not metered or policy == "Allow" or not choice.total:
+        return
+    if policy == "Never":
+        raise TryLater(
+            f"the link is metered and the fleet's policy is Never: {choice.total:,} bytes wait",
+            wait=LINK_LOOK,
+            hint="they come over the next link that is not; see `edgewise agent link`",
+        )
+    whole = choice.bytes.get("whole", 0) + choice.bytes.get("pack", 0)
+    if whole > NO_DELTA:
+        raise TryLater(
+            f"the link is metered, and {whole:,} bytes would have to come without a delta",
+            wait=LINK_LOOK,
+            hint="they come over the next link that is not; see `edgewise agent link`",
+        )

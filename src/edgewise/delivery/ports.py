@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Literal, Protocol
 
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
@@ -98,6 +98,13 @@ class Trust(Protocol):
     async def permission(self, release: str, source: Source) -> int:
         """The length of a release that a builder signed. Raises Untrusted when none did."""
 
+    def deltas(self) -> str:
+        """Digest of the ``DeltaList`` that the newest verified channel names; empty: none."""
+
+
+Scratch = Literal["new", "full", "old"]
+"""Putting a new content together; its expanded form; the expanded form of an old content."""
+
 
 class NodeFiles(Protocol):
     """A node's store and releases. Implementation: backends.files.node_store.
@@ -149,6 +156,15 @@ class NodeFiles(Protocol):
     def has_partial(self, sha256: str) -> int:
         """Bytes in it."""
 
+    def open_kept(self, sha256: str) -> IO[bytes]:
+        """A kept content, whatever its attributes; not verified. Raises NotFound."""
+
+    def scratch(self, sha256: str, use: Scratch) -> AbstractContextManager[IO[bytes]]:
+        """A file of its own for this use of an object, made when it is not there, open for
+        reading and writing anywhere. It stays until it is dropped, or ``collect`` sweeps."""
+
+    def has_scratch(self, sha256: str, use: Scratch) -> bool: ...
+    def drop_scratch(self, sha256: str, use: Scratch) -> None: ...
     def begin(self, release: str) -> None: ...
     def lay_out(self, release: str, directory: str, tree: Tree) -> None:
         """Make a tree in the staged release, its files linked to the kept ones."""

@@ -56,6 +56,8 @@ class OfferedPart(NamedTuple):
     """Old objects without which it cannot be read."""
     scratch: int = 0
     """Bytes of disk beside the new files: expanded contents."""
+    output: int = 0
+    """Bytes that it yields; 0: not known."""
 
 
 class Offer(NamedTuple):
@@ -90,6 +92,8 @@ class Choice:
     """Objects that come alone."""
     by: Mapping[str, Way]
     """The way of each wanted object."""
+    prices: Mapping[str, float]
+    """What each would cost whole."""
     bytes: Mapping[Way, int]
     """Planned bytes by way; of whole objects, as far as their packed size is known."""
     requests: int
@@ -157,6 +161,7 @@ class _Choosing:
         self._offers = [offer for offer in offers if offer.file not in about.refused]
         self._about = about
         self._prices = prices
+        self._ratios = _ratios(self._offers, prices.whole)
         self._whole = {sha256: self._whole_price(sha256, wanted[sha256]) for sha256 in wanted}
         self._sizes = wanted
         self._where = [_where(offer) for offer in self._offers]
@@ -177,7 +182,9 @@ class _Choosing:
 
     def _whole_bytes(self, sha256: str, size: int) -> int:
         known = self._about.packed.get(sha256)
-        return known if known is not None else int(size * self._prices.whole) + 16
+        if known is not None:
+            return known
+        return int(size * self._ratios.get(sha256, self._prices.whole)) + 16
 
     def _whole_price(self, sha256: str, size: int) -> float:
         return self._prices.request + self._whole_bytes(sha256, size) * self._weight(sha256)
@@ -222,9 +229,13 @@ class _Choosing:
             offer, taken = self._offers[index], self._parts[index]
             weight = self._weight(offer.file)
             total += weight * sum(offer.parts[part].length for part in parts)
-            for part in parts:
-                if part - 1 not in parts and part - 1 not in taken and part + 1 not in taken:
-                    total += self._prices.request
+            for part in parts - taken:
+                if part - 1 in parts or part - 1 in taken:
+                    continue
+                end = part + 1
+                while end in parts:
+                    end += 1
+                total += 0.0 if end in taken else self._prices.request
         return total
 
     def _with_help(self, unit: _Unit) -> tuple[_Unit, ...] | None:
@@ -259,10 +270,14 @@ class _Choosing:
             price, gain = self._price(units), self._gain(units)
             return (price / gain, units) if gain > price else None
 
-        for unit in list(self._units):
-            if found := consider(unit):
-                heapq.heappush(waiting, (found[0], unit.number))
-        while waiting:
+        def look() -> bool:
+            # A unit may begin to pay when its neighbours are taken: it needs no own request.
+            for unit in list(self._units):
+                if found := consider(unit):
+                    heapq.heappush(waiting, (found[0], unit.number))
+            return bool(waiting)
+
+        while waiting or look():
             said, number = heapq.heappop(waiting)
             found = consider(self._units[number])
             if found is None:
@@ -347,6 +362,7 @@ class _Choosing:
             ranges=tuple(ranges),
             whole=whole,
             by=by,
+            prices=self._whole,
             bytes=dict(planned),
             requests=len(ranges) + len(whole),
             scratch=sum(
@@ -378,6 +394,21 @@ class _Choosing:
                         )
                 asked.update((index, part) for part in parts)
                 yield from _joined(offer, parts, self._prices.request, first=first)
+
+
+def _ratios(offers: Iterable[Offer], usual: float) -> dict[str, float]:
+    """How well contents pack alone, as their parts tell: of one without a base hardly better
+    than in it, of a delta never better than the delta. What is packed already (pictures,
+    archives) shows itself so."""
+    found: dict[str, float] = {}
+    for offer in offers:
+        for part in offer.parts:
+            if part.output:
+                ratio = min(1.0, 1.05 * part.length / part.output)
+                ratio = max(ratio, usual) if part.needs else ratio
+                for sha256 in part.yields:
+                    found[sha256] = max(ratio, found.get(sha256, 0.0))
+    return found
 
 
 def _where(offer: Offer) -> dict[str, set[int]]:

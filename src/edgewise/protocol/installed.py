@@ -18,6 +18,7 @@ from edgewise.protocol.content import (
     WorkloadRegistration,
 )
 from edgewise.protocol.egress import EgressRules
+from edgewise.protocol.report import Traffic
 
 
 class InstalledApp(msgspec.Struct, frozen=True):
@@ -78,6 +79,8 @@ class Installed(msgspec.Struct, frozen=True):
     """Bytes that travelled to install it."""
     bytes_full: int = 0
     """Bytes a full fetch would have taken."""
+    traffic: Traffic = Traffic()
+    """How the bytes came."""
     schema: int = 1
 
     def parts(self) -> frozenset[tuple[str, str, str]]:
@@ -102,3 +105,8 @@ class Installed(msgspec.Struct, frozen=True):
         """Parts that differ, came or went, as ``app/hello``; for receipts and people."""
         differing = self.parts() ^ (old.parts() if old else frozenset())
         return tuple(sorted({f"{kind}/{name}" for kind, name, _ in differing}))
+
+
+def without_traffic(installed: Installed) -> Installed:
+    """What was installed, without what it took: to compare."""
+    return msgspec.structs.replace(installed, bytes_fetched=0, bytes_full=0, traffic=Traffic())

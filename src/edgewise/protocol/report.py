@@ -62,6 +62,17 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     """How its private keys lie on its disk: sealed to its TPM, or as files; empty: not said."""
 
 
+class Traffic(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the bytes of a release came, by way: ``delta``, ``chain``, ``pack``, ``whole``, and
+    ``document`` for what says which contents there are."""
+
+    planned: dict[str, int] = {}
+    """As they were expected when the first content was asked for."""
+    used: dict[str, int] = {}
+    """As they came, since the node's last start of the fetch."""
+    requests: int = 0
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """One finished change on one node, signed with the node's enrolment key.
 

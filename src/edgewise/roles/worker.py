@@ -21,6 +21,7 @@ from typing import Any, assert_never
 
 import msgspec
 
+from edgewise.backends.files import recompress
 from edgewise.backends.files.node_store import NodeStore
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
@@ -160,7 +161,7 @@ class InProcessWorker:
             return await delivery.fetch(
                 release,
                 record,
-                Terms(self.platform, tell),
+                Terms(self.platform, tell, recompression=recompress),
                 trust=self._trust(),
                 store=NodeStore(self.state),
                 source=source,

@@ -35,6 +35,10 @@ class MemorySource:
         """The next reads of ``path`` break off, each after its number of bytes."""
         self._cuts.setdefault(path, []).extend(after)
 
+    def mend(self) -> None:
+        """Forget cuts that did not happen yet."""
+        self._cuts.clear()
+
     def lie(self, path: str, change: Callable[[bytes], bytes], *, times: int = 1) -> None:
         """The next ``times`` reads of ``path`` give ``change(bytes)`` instead."""
         self._lies.setdefault(path, []).extend([change] * times)

@@ -152,11 +152,8 @@ def test_refusing_what_failed_ends_with_everything_whole(world: World, data: st.
 def test_the_random_worlds_reach_every_way() -> None:
     """The sibling of the properties above: they are not true because nothing happens."""
     seen: Counter[str] = Counter()
-
-    @given(worlds)
-    @settings(max_examples=300, deadline=None, database=None)
-    def look(world: World) -> None:
-        wanted, offered, about, prices = world
+    for seed in range(1500):
+        wanted, offered, about, prices = world_of(seed)
         choice = choose(wanted, offered, about, prices)
         seen.update(set(choice.by.values()))
         seen["passing"] += bool(choice.passing)
@@ -168,8 +165,6 @@ def test_the_random_worlds_reach_every_way() -> None:
             for offer in offered
             if offer.file == step.file
         )
-
-    look()
     for case in ("delta", "chain", "pack", "whole", "passing", "joined", "first", "through"):
         assert seen[case] > 3, (case, seen)
 

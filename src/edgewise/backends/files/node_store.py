@@ -26,7 +26,7 @@ from typing import IO
 
 import msgspec
 
-from edgewise.delivery.ports import NodeFiles
+from edgewise.delivery.ports import NodeFiles, Scratch
 from edgewise.model.errors import NeedsPerson, NotFound
 from edgewise.model.names import Digest
 from edgewise.protocol.content import Attributes, Entry, Tree
@@ -302,6 +302,33 @@ class NodeStore:
     def drop_partial(self, sha256: str) -> None:
         """See ``NodeFiles.drop_partial``."""
         (self._partials / Digest(sha256).sha256).unlink(missing_ok=True)
+
+    def open_kept(self, sha256: str) -> IO[bytes]:
+        """See ``NodeFiles.open_kept``."""
+        for key in self.kept(sha256):
+            return open(self._object(sha256, key), "rb")
+        raise NotFound(f"object {sha256[:12]} is not on this node")
+
+    @contextmanager
+    def scratch(self, sha256: str, use: Scratch) -> Iterator[IO[bytes]]:
+        """See ``NodeFiles.scratch``."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            with open(os.open(self._scratch(sha256, use), flags, 0o600), "r+b") as file:
+                yield file
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    def has_scratch(self, sha256: str, use: Scratch) -> bool:
+        """See ``NodeFiles.has_scratch``."""
+        return self._scratch(sha256, use).exists()
+
+    def drop_scratch(self, sha256: str, use: Scratch) -> None:
+        """See ``NodeFiles.drop_scratch``."""
+        self._scratch(sha256, use).unlink(missing_ok=True)
+
+    def _scratch(self, sha256: str, use: Scratch) -> Path:
+        return self._partials / f"{Digest(sha256).sha256}.{use}"
 
     def begin(self, release: str) -> None:
         """Start staging from nothing."""
