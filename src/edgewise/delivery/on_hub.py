@@ -24,6 +24,7 @@ from edgewise.delivery.contents import (
     named_by_tree,
 )
 from edgewise.delivery.evidence import Signers
+from edgewise.delivery.media import validity
 from edgewise.delivery.ports import ObjectStore
 from edgewise.delivery.repository import KeyLine, Repository
 from edgewise.model.errors import BadUsage, Conflict, NotFound, TryLater, Untrusted
@@ -38,6 +39,7 @@ from edgewise.protocol.content import (
     channel_target,
     release_target,
 )
+from edgewise.protocol.media import MEDIA, Media, MediaReply, MediaRequest
 from edgewise.runtime.clock import Clock
 
 
@@ -177,6 +179,53 @@ class Publisher:
     def sign_bundles(self, payload: bytes) -> Signed:
         """Encoded trust bundles, signed with the channels key."""
         return self._tuf.sign("bundle/1", payload)
+
+    def media(self, request: MediaRequest) -> MediaReply:
+        """An order for removable media, with what it takes to verify it.
+
+        Raises NotFound for a fleet or release that there is not, Conflict for a release in
+        quarantine or one that would lead back, BadUsage for a time that is too long.
+        """
+        valid = validity(request.valid_s)
+        channel = self.channel(request.fleet)
+        release = request.release or (channel.stable if channel else "")
+        if channel is None or not release:
+            raise NotFound(
+                f"fleet {request.fleet} has no release", hint="`edgewise status` lists fleets"
+            )
+        listed = self._tuf.targets("builds")
+        if release_target(release) not in listed:
+            raise NotFound(
+                f"no builder signed release {release[:12]}",
+                hint="give the whole digest: `edgewise status -o json` has it",
+            )
+        if release in channel.quarantined:
+            raise Conflict(f"release {release[:12]} is in quarantine: no node may start it")
+        stable = listed.get(release_target(channel.stable))
+        if stable and trust.added_in(listed[release_target(release)]) < trust.added_in(stable):
+            raise Conflict(
+                f"release {release[:12]} is older than {channel.stable[:12]}, which"
+                f" {request.fleet} runs: bundles only lead forward",
+                hint="leave --release out, or roll back first",
+            )
+        now = self._clock.now().replace(microsecond=0)
+        order = Media(
+            channel=msgspec.structs.replace(
+                channel, stable=release, candidate="", wave=b"", stay=b"", rollout=""
+            ),
+            timestamp=self._tuf.roles["timestamp"].signed.version,
+            builds=self._tuf.roles["builds"].signed.version,
+            builds_sha256=Digest.of(self._tuf.bytes["builds"]).sha256,
+            issued=now,
+            expires=now + valid,
+        )
+        metadata = {
+            **self.metadata_for(request.fleet),
+            **self._tuf.root_chain(),
+            f"{order.builds}.builds.json": self._tuf.bytes["builds"],
+            MEDIA: encode(self._tuf.sign("media/1", encode(order))),
+        }
+        return MediaReply(release, order.expires, metadata)
 
     def key_lines(self) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""

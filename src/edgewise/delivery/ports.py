@@ -77,6 +77,8 @@ class Verified:
     """None: no fleet, or the fleet has no channel yet."""
     timestamp: int
     """Version of the newest trusted timestamp."""
+    offline: bool = False
+    """The channel came on removable media: the hub's own word may be newer."""
 
 
 class Trust(Protocol):

@@ -76,8 +76,10 @@ class Repository:
                 self.mode = "hub" if own and own.public_key.keyid in held else "builder"
         self._settle(now)
 
-    def sign(self, purpose: Literal["node-record/1", "bundle/1"], payload: bytes) -> Signed:
-        """A record or trust bundles, signed with the channels key (about 0.1 ms)."""
+    def sign(
+        self, purpose: Literal["node-record/1", "bundle/1", "media/1"], payload: bytes
+    ) -> Signed:
+        """A record, trust bundles or media, signed with the channels key (about 0.1 ms)."""
         unsigned = Signed(purpose, payload, self.online_id, b"")
         signature = bytes.fromhex(self._online.sign(unsigned.signed_bytes).signature)
         return Signed(purpose, payload, self.online_id, signature)

@@ -123,7 +123,7 @@ class Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``purpose`` keeps a signature made for one message type from being used for another.
     """
 
-    purpose: Literal["node-record/1", "receipt/1", "bundle/1"]
+    purpose: Literal["node-record/1", "receipt/1", "bundle/1", "media/1"]
     payload: bytes
     key_id: str
     """Hex SHA-256 of the signer's public key in DER SubjectPublicKeyInfo form."""

@@ -147,7 +147,7 @@ class InProcessWorker:
                 found = await self._trust().bundles(reply.bundles, source)
                 identity.trust(self.identity, found)
                 bundles = found.sequence
-        return News(checked.record, checked.channel, bundles)
+        return News(checked.record, checked.channel, bundles, checked.offline)
 
     async def fetch(
         self, release: str, record: NodeRecord, progress: Callable[[float], None]

@@ -24,6 +24,8 @@ class News:
     channel: Channel | None
     bundles: int = 0
     """Sequence of trust bundles that are in use now; 0 for no news of them."""
+    offline: bool = False
+    """The channel came on removable media: ask the hub for its own at the next contact."""
 
 
 class Line(Protocol):
@@ -108,6 +110,8 @@ class Kept(msgspec.Struct, frozen=True):
     channel: Channel | None = None
     bundles: int = 0
     """Sequence of the trust bundles in ``identity/bundles.json``."""
+    offline: bool = False
+    """The channel came on removable media."""
 
 
 class NodeMemory(Protocol):

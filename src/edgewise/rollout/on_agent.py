@@ -366,7 +366,8 @@ class NodeRollout:
     def _request(self) -> SyncRequest:
         record, channel = self._kept.record, self._kept.channel
         return SyncRequest(
-            channel=channel.sequence if channel else 0,
+            # Media say what the hub said once; 0 asks for what it says now.
+            channel=channel.sequence if channel and not self._kept.offline else 0,
             fleet=channel.fleet if channel else "",
             record=record.sequence if record else 0,
             bundles=self._kept.bundles,
@@ -390,6 +391,7 @@ class NodeRollout:
                 record=_newer_record(self._kept.record, news.record),
                 channel=_newer_channel(self._kept.channel, news.channel, news.record),
                 bundles=news.bundles or self._kept.bundles,
+                offline=self._kept.offline if news.channel is None else news.offline,
             )
             async with self._turn:
                 await self._save(msgspec.structs.replace(kept, node=self.node))
@@ -400,6 +402,10 @@ class NodeRollout:
                 self.trusting()
                 self.changed()
             await self._retarget()
+
+    async def offered(self, order: SyncReply) -> None:
+        """Take an order that came on removable media. Raises Untrusted, TryLater."""
+        await self._take(msgspec.structs.replace(order, hold_s=self._hold.total_seconds()))
 
     # Reporting
 

@@ -28,6 +28,7 @@ from tuf.api.metadata import TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edgewise.delivery import packing, trust
+from edgewise.delivery.media import Offer, check_forward, check_time, open_offer
 from edgewise.delivery.on_agent import read_all
 from edgewise.delivery.ports import Source, Trust, Verified
 from edgewise.model.errors import NeedsPerson, NotFound, TryLater, Untrusted
@@ -36,6 +37,7 @@ from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.content import channel_target, object_path, release_target
+from edgewise.protocol.media import MEDIA
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.durable import disk_error, write_durably
 
@@ -63,6 +65,8 @@ class _Seen(msgspec.Struct):
     record: int = 0
     channels: dict[str, int] = {}
     bundles: int = 0
+    media: int = 0
+    """Timestamp of the newest removable media that were taken."""
 
 
 class _Absent(DownloadError):
@@ -108,9 +112,13 @@ class NodeTrust:
     ) -> Verified:
         """See ``Trust.verify``."""
         async with self._alone():
+            if MEDIA in metadata and "timestamp.json" not in metadata:
+                return self._take_offer(metadata, record)
             try:
                 return await self._verify(metadata, record, source)
             except (Untrusted, TryLater):
+                if MEDIA in metadata:  # what lives for days has expired; this may not have
+                    return self._take_offer(metadata, record)
                 if not metadata:
                     raise
                 # Once more without the hint: the source may be better than who sent it.
@@ -147,9 +155,81 @@ class NodeTrust:
         self._remember(seen, message if checked else None, checked, channel)
         return Verified(checked, channel, version)
 
+    async def look_at(self, metadata: Mapping[str, bytes], record: Signed | None) -> Verified:
+        """What ``verify`` would make of removable media; nothing is kept. Raises as it does."""
+        async with self._alone():
+            return self._check_offer(metadata, record)[1]
+
+    def _check_offer(
+        self, metadata: Mapping[str, bytes], record: Signed | None
+    ) -> tuple[Offer, Verified, Signed | None]:
+        own = _read(self._directory / "root.json") or self._root
+        offer = open_offer(metadata, own, _read(self._directory / "targets.json"))
+        seen, channel = self._seen(), offer.channel
+        check_time(offer.media, max(self._now(), offer.media.issued))
+        message = record or self._kept_record()
+        checked = self._check_record(message, seen, given=record is not None, keys=offer.keys)
+        if checked is None:
+            raise NeedsPerson(
+                f"the hub has never said what {self._node} is, and the bundle does not either",
+                hint="let it reach its hub or relay once, then export again",
+            )
+        if checked.fleet != channel.fleet:
+            raise Untrusted(
+                f"the bundle is for fleet {channel.fleet}, {self._node} is in"
+                f" {checked.fleet or 'none'}"
+            )
+        if offer.media.timestamp < max(seen.timestamp, seen.media):
+            raise Untrusted(
+                f"the bundle was exported at {offer.media.timestamp}, this node has seen"
+                f" {max(seen.timestamp, seen.media)}: it is too old",
+                hint="export a new one",
+            )
+        if channel.sequence < seen.channels.get(channel.fleet, 0):
+            raise Untrusted(f"channel {channel.fleet} goes back to {channel.sequence}")
+        kept = _read(self._directory / "channel.json")
+        if kept is not None:
+            known = decode(kept, Channel, what="the kept channel", at_most=limits.CHANNEL)
+            if known.fleet == channel.fleet:
+                check_forward(offer, known.stable)
+        return offer, Verified(checked, channel, offer.media.timestamp, True), message
+
+    def _take_offer(self, metadata: Mapping[str, bytes], record: Signed | None) -> Verified:
+        offer, verified, message = self._check_offer(metadata, record)
+        wanted = re.compile(
+            rf"\d+\.(root|targets)\.json|{offer.media.builds}\.builds\.json|{MEDIA}"
+        )
+        kept = {name: data for name, data in metadata.items() if wanted.fullmatch(name)}
+        # One file, written in one step, before what has been seen moves on.
+        self._write("media.json", msgspec.json.encode(kept))
+        seen = self._seen()
+        seen.media = offer.media.timestamp
+        if seen.clock is None or offer.media.issued > seen.clock:
+            seen.clock = offer.media.issued
+        self._remember(seen, message, verified.record, verified.channel)
+        return verified
+
+    def _offered(self, release: str) -> int | None:
+        """The length of the release, when media that are still good order it."""
+        data = _read(self._directory / "media.json")
+        if data is None:
+            return None
+        try:
+            files = msgspec.json.decode(data, type=dict[str, bytes])
+            own = _read(self._directory / "root.json") or self._root
+            offer = open_offer(files, own, _read(self._directory / "targets.json"))
+            check_time(offer.media, self._now())
+        except (msgspec.DecodeError, Untrusted, TryLater):
+            return None
+        current = offer.media.timestamp >= self._seen().timestamp
+        return offer.length if current and offer.channel.stable == release else None
+
     async def permission(self, release: str, source: Source) -> int:
         """See ``Trust.permission``."""
         path = release_target(release)
+        async with self._alone():
+            if (length := self._offered(release)) is not None:
+                return length
 
         def look(updater: Updater) -> TargetFile | None:
             return updater.get_targetinfo(path)
@@ -290,11 +370,16 @@ class NodeTrust:
         )
 
     def _check_record(
-        self, message: Signed | None, seen: _Seen, *, given: bool
+        self,
+        message: Signed | None,
+        seen: _Seen,
+        *,
+        given: bool,
+        keys: Mapping[str, Ed25519PublicKey] | None = None,
     ) -> NodeRecord | None:
         if message is None:
             return None
-        keys = self._channels_keys()
+        keys = self._channels_keys() if keys is None else keys
         if not given and message.key_id not in keys:
             return None  # the hub's key was replaced since: it will sign a new record
         trust.check_signed(message, keys, purpose="node-record/1")
