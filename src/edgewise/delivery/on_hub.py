@@ -211,7 +211,7 @@ class Publisher:
         now = self._clock.now().replace(microsecond=0)
         order = Media(
             channel=msgspec.structs.replace(
-                channel, stable=release, candidate="", wave=b"", stay=b"", rollout=""
+                channel, stable=release, candidate="", wave=b"", stay=b"", rollout="", deltas=""
             ),
             timestamp=self._tuf.roles["timestamp"].signed.version,
             builds=self._tuf.roles["builds"].signed.version,

@@ -74,5 +74,5 @@ class BundleIndex(msgspec.Struct, frozen=True):
     """Releases that the receiver has: what they share with this one is not in the bundle."""
     objects: int
     size: int
-    """Bytes of the objects, packed."""
+    """Bytes of the objects, unpacked."""
     format: Literal[1] = 1

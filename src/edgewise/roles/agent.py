@@ -35,8 +35,11 @@ from edgewise.identity.card import Card
 from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, TryLater, behind
 from edgewise.model.names import Platform
 from edgewise.net.tls import small_tls_buffers
+from edgewise.protocol import limits
+from edgewise.protocol.codec import decode
 from edgewise.protocol.installed import Installed
 from edgewise.protocol.join import Token
+from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import JoinTask
 from edgewise.roles.agent_egress import NodeEgress
 from edgewise.roles.agent_ingress import NodeIngress
@@ -53,6 +56,10 @@ from edgewise.runtime.log import Level, Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
+MEDIA_ORDER: Final = "media-order.json"
+"""In the state directory: what `edgewise bundle import` wants the agent to hear."""
+_ORDER_BYTES: Final = 2 * limits.SYNC_REPLY
+"""An order and its metadata, in base64."""
 ATTEST_SPREAD: Final = timedelta(seconds=10)
 """Over which a site that comes back from a power cut spreads its first quotes."""
 
@@ -136,6 +143,7 @@ class _Agent:
         self._chance = chance
         self._log = log
         self._stop = asyncio.Event()
+        self._media = asyncio.Event()
 
     async def serve(self) -> None:
         """The agent's whole life."""
@@ -144,6 +152,7 @@ class _Agent:
         state.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._media.set)
         worker = WorkerProcess(state)
         machine = self._machine()
         supervisor = Supervisor(machine, self._clock, self._chance, self._log)
@@ -281,6 +290,7 @@ class _Agent:
             self._keep_attested(worker),
             workloads.run(),
             self._watchdog(),
+            self._hear_media(rollout),
             for_apps.egress.run(),
             for_apps.ingress.run(),
         ]
@@ -367,6 +377,24 @@ class _Agent:
             self._log.event("attested", level, outcome=reply.outcome, because=reply.what)
             # A hub that names no sensible time must not make us busy, or silent for ever.
             await self._clock.sleep(timedelta(seconds=min(max(reply.next_s, 5.0), 30 * 86400.0)))
+
+    async def _hear_media(self, rollout: NodeRollout) -> None:
+        """Take the order that `edgewise bundle import` left: now, and after each SIGHUP."""
+        file = self._settings.state / MEDIA_ORDER
+        while True:
+            self._media.clear()
+            try:
+                order = decode(file.read_bytes(), SyncReply, what=file.name, at_most=_ORDER_BYTES)
+                await rollout.offered(order)
+            except FileNotFoundError:
+                pass
+            except EdgewiseError as error:
+                self._log.event("media refused", "error", problem=str(error), hint=error.hint)
+                file.unlink(missing_ok=True)
+            else:
+                self._log.event("media taken")
+                file.unlink(missing_ok=True)
+            await self._media.wait()
 
     async def _watchdog(self) -> None:
         """Tell the service manager that the loop turns (sd_watchdog_enabled(3))."""
