@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,6 +173,19 @@ class Content:
         from edgewise.delivery.packing import unpack
 
         return unpack(self._packed(sha256), sha256, at_most=at_most)
+
+    @contextmanager
+    def packed(self, sha256: str, length: int) -> Iterator[tuple[IO[bytes], int]]:
+        """One object of at most ``length`` bytes as it travels, checked, and its packed size."""
+        from edgewise.delivery.packing import packed_bound, unpacked
+        from edgewise.protocol.content import object_path
+
+        with self.place.open(object_path(sha256), packed_bound(length)) as packed:
+            for _ in unpacked(packed, sha256, at_most=length):
+                pass
+            whole = packed.seek(0, os.SEEK_END)
+            packed.seek(0)
+            yield packed, whole
 
     def _check(self, sha256: str, length: int) -> None:
         """One object of any size; nothing of it is kept."""

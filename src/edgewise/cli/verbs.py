@@ -41,6 +41,7 @@ VERBS = (
     Verb("device", "device", "Machines that prove what they are: TPMs and factory lists.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
     Verb("release", "release", "What a release puts on nodes; sign one as a builder.", _FLEET),
+    Verb("bundle", "bundle", "Releases on a stick, for sites without a network.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
     Verb("agent", "agent", "On a node: join, run, see what it does.", _FLEET),
     Verb("relay", "relay", "On a region's relay: join and run.", _FLEET),

@@ -20,6 +20,11 @@ MEDIA: Final = "media.json"
 """The document's name among metadata."""
 
 
+ORDER: Final = "media-order.json"
+"""In a node's state directory: an encoded SyncReply that its agent takes as if it had been sent,
+then deletes."""
+
+
 class Media(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An order that may arrive late."""
 

@@ -39,6 +39,7 @@ from edgewise.protocol import limits
 from edgewise.protocol.codec import decode
 from edgewise.protocol.installed import Installed
 from edgewise.protocol.join import Token
+from edgewise.protocol.media import ORDER
 from edgewise.protocol.sync import SyncReply
 from edgewise.protocol.tasks import JoinTask
 from edgewise.roles.agent_egress import NodeEgress
@@ -56,8 +57,6 @@ from edgewise.runtime.log import Level, Log, StreamLog
 
 LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
-MEDIA_ORDER: Final = "media-order.json"
-"""In the state directory: what `edgewise bundle import` wants the agent to hear."""
 _ORDER_BYTES: Final = 2 * limits.SYNC_REPLY
 """An order and its metadata, in base64."""
 ATTEST_SPREAD: Final = timedelta(seconds=10)
@@ -380,7 +379,7 @@ class _Agent:
 
     async def _hear_media(self, rollout: NodeRollout) -> None:
         """Take the order that `edgewise bundle import` left: now, and after each SIGHUP."""
-        file = self._settings.state / MEDIA_ORDER
+        file = self._settings.state / ORDER
         while True:
             self._media.clear()
             try:
@@ -388,6 +387,8 @@ class _Agent:
                 await rollout.offered(order)
             except FileNotFoundError:
                 pass
+            except TryLater as error:
+                self._log.event("media wait", "warning", problem=str(error), hint=error.hint)
             except EdgewiseError as error:
                 self._log.event("media refused", "error", problem=str(error), hint=error.hint)
                 file.unlink(missing_ok=True)

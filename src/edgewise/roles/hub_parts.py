@@ -342,7 +342,7 @@ def _supply(
 
     content = settings.data / "content"
     supply = SupplyRoutes(stores.publisher, stores.objects, content, stores.journal, published)
-    supply.guard = lambda peer: guard(side, peer)
+    supply.guard, supply.records = lambda peer: guard(side, peer), stores.records.of_fleet
     return supply
 
 

@@ -26,13 +26,11 @@ from edgewise.host.tpm import open_tpm
 from edgewise.identity.on_agent import MachineIdentity
 from edgewise.model.errors import NeedsPerson, TryLater
 from edgewise.protocol.codec import encode
+from edgewise.protocol.media import ORDER
 from edgewise.protocol.sync import SyncReply
 from edgewise.roles.worker import this_platform
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.durable import disk_error, write_durably
-
-ORDER = "media-order.json"
-"""In the state directory: an encoded SyncReply that the agent takes as if it had been sent."""
 
 
 @dataclass(frozen=True, slots=True)

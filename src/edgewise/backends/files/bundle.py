@@ -1,8 +1,8 @@
 """Bundles: one fleet's release with all it needs, as a directory or one plain tar file.
 
-Format 1, in this order (in a directory the first comes last): ``edgewise-bundle.json`` (protocol.media.BundleIndex), ``tuf/*.json``,
-``records/<node>.json``, ``objects/ab/<62 hex>.zst``. The tar is ustar with regular files only,
-so that any tar can read it, and the same content gives the same bytes.
+Format 1, in this order: ``edgewise-bundle.json`` (protocol.media.BundleIndex; in a directory it
+is written last), ``tuf/*.json``, ``records/<node>.json``, ``objects/ab/<62 hex>.zst``. The tar is
+ustar with regular files only: any tar can read it, and the same content gives the same bytes.
 
 Law: a bundle comes from a stick that anybody may have held. Nothing of it is ever written under
 a name that it gives; a name of any other form, a second file of the same name, a link or a
@@ -265,7 +265,9 @@ class _TarWriter:
 
     def add(self, name: str, size: int, content: IO[bytes]) -> None:
         if size > _LONGEST_MEMBER:
-            raise BadUsage(f"{name} has {size} bytes: too long for tar", hint="export --to a directory")
+            raise BadUsage(
+                f"{name} has {size} bytes: too long for tar", hint="export --to a directory"
+            )
         header = bytearray(_BLOCK)
         header[0 : len(name)] = name.encode()
         fields = ((100, b"0000644\0"), (108, b"0000000\0"), (116, b"0000000\0"))

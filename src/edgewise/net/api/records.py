@@ -137,6 +137,11 @@ class Records:
         records = {kept.name: kept.signed for kept in chosen if kept.signed is not None}
         return records, tuple(k.name for k in chosen if k.signed is None), end
 
+    def of_fleet(self, fleet: str) -> dict[str, Signed]:
+        """Node to its record, for every node of the fleet."""
+        names = sorted(name for name, record in self._records.items() if record.fleet == fleet)
+        return {name: found[1] for name in names if (found := self.get(name))}
+
     def sealed_objects(self) -> frozenset[str]:
         """Digests of every secret that is sealed to a node now."""
         return frozenset(d for r in self._records.values() for d in r.sealed.values())

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgewise.delivery.on_hub import Publisher
 from edgewise.delivery.ports import ObjectStore
 from edgewise.model.errors import BadUsage, Conflict, NotFound, Untrusted
@@ -25,8 +27,10 @@ from edgewise.net.routes import (
 )
 from edgewise.protocol import limits
 from edgewise.protocol.api import ArtifactLine, Builds, BuildsUpload, MissingObjects, Page
+from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Release
+from edgewise.protocol.media import MediaReply, MediaRequest
 
 _SAFE: Final = re.compile(r"(?:objects|tuf)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _TYPES: Final = {".json": "application/json", ".zst": "application/zstd"}
@@ -56,6 +60,8 @@ class SupplyRoutes:
         self._content = content
         self._journal = journal
         self._published = published
+        self.records: Callable[[str], dict[str, Signed]] = lambda fleet: {}
+        """Signed records of a fleet's nodes, for removable media."""
         self.guard: Callable[[Peer], None] = lambda peer: None
         """Raises Forbidden for machines that get nothing more: content holds their secrets."""
 
@@ -126,6 +132,19 @@ class SupplyRoutes:
                 needs="operator",
             ),
             Route(
+                "POST",
+                "/v1/media",
+                "Sign an order for removable media (`edgewise bundle export`)",
+                self.media,
+                PEOPLE,
+                MediaRequest,
+                MediaReply,
+                errors=(NotFound, Conflict),
+                needs="operator",
+                description="Good for as long as asked for, where a timestamp lives seven days. "
+                "A node takes it only when it is newer than all it has seen.",
+            ),
+            Route(
                 "GET",
                 "/v1/releases/{sha256}",
                 "A release document",
@@ -178,6 +197,13 @@ class SupplyRoutes:
         names = ", ".join(f"{name} {version}" for name, version in added)
         await self._journal.note(call.peer, "builds.publish", names or "builds")
         self._published()
+
+    async def media(self, call: Call[MediaRequest]) -> MediaReply:
+        """POST /v1/media."""
+        made = self._publisher.media(call.body)
+        until = f"release {made.release[:12]} until {made.expires:%Y-%m-%d}"
+        await self._journal.note(call.peer, "media.sign", call.body.fleet, until)
+        return msgspec.structs.replace(made, records=self.records(call.body.fleet))
 
     async def missing(self, call: Call[MissingObjects]) -> MissingObjects:
         """POST /v1/objects/missing."""
