@@ -25,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=Fa
 File = Annotated[Path, typer.Argument(help="The bundle: a file or a directory.")]
 State = Annotated[Path, typer.Option(help="Directory of this node.")]
 STATE = Path("/var/lib/edgewise")
+RELAY_STATE = Path("/var/lib/edgewise-relay")
 
 
 @app.callback()
@@ -65,6 +66,7 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
 ) -> None:
     from edgewise.backends.files.bundle import write_bundle
     from edgewise.cli.content import Content
+    from edgewise.model.names import Digest
     from edgewise.protocol.codec import encode
     from edgewise.protocol.content import object_path
     from edgewise.protocol.media import BundleIndex, MediaReply, MediaRequest
@@ -80,7 +82,9 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
     for one in base or ():
         for sha256 in _objects(content, one.removeprefix("sha256:"), platforms):
             objects.pop(sha256, None)
-    documents = _sealed(reply)
+    documents = _sealed(reply) | {
+        Digest.of(data).sha256 for name, data in reply.metadata.items() if "/" in name
+    }
     index = BundleIndex(
         fleet, reply.release, tuple(sorted(platforms)), tuple(base or ()),
         len(objects) + len(documents), sum(objects.values()),
@@ -198,12 +202,16 @@ def import_(
     ctx: typer.Context,
     file: File,
     state: State = STATE,
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Fill the cache of a relay, which is stopped, instead.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say whether this node would take it.")
+        bool, typer.Option("--dry-run", help="Only say whether this machine would take it.")
     ] = False,
 ) -> None:
     from edgewise.backends.files.bundle import Bundle
     from edgewise.roles.media_import import import_on_node
+    from edgewise.roles.media_relay import import_on_relay
     from edgewise.runtime.clock import SystemClock
 
     session = Session.of(ctx)
@@ -215,6 +223,21 @@ def import_(
             session.note(f"{told[0] * 10} % of {size(total)}")
 
     bundle = Bundle.open(file)
+    if relay:
+        where = RELAY_STATE if state == STATE else state
+        work = import_on_relay(where.resolve(), bundle, SystemClock(), progress, dry_run=dry_run)
+        cached = asyncio.run(work)
+        if session.as_json:
+            session.json(cached)
+            return
+        would = "would take" if dry_run else "took"
+        typer.echo(f"the relay {would} {cached.objects} objects, {size(cached.size)}")
+        if not cached.fresh:
+            session.note(
+                "  the bundle's timestamp has expired, so nodes hear nothing of it from the relay: "
+                "import the bundle on each node too"
+            )
+        return
     came = asyncio.run(
         import_on_node(state.resolve(), bundle, SystemClock(), progress, dry_run=dry_run)
     )

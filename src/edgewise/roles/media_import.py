@@ -70,19 +70,19 @@ async def import_on_node(
             hint="run this as that user",
         )
     node = identity.card().name
-    trust = NodeTrust(state / "trust", identity.tuf_root, node=node, clock=clock)
+    checks = NodeTrust(state / "trust", identity.tuf_root, node=node, clock=clock)
     order = SyncReply(bundle.record(node), bundle.metadata())
     order.metadata.pop("timestamp.json", None)  # of the export; the order stands for it
-    verified = await trust.look_at(order.metadata, order.record)
+    verified = await checks.look_at(order.metadata, order.record)
     if dry_run or verified.channel is None or verified.record is None:
         return Imported(verified, False, 0)
-    await trust.verify(order.metadata, order.record, bundle)
+    await checks.take(order.metadata, order.record)
     release = verified.channel.stable
     await delivery.fetch(
         release,
         verified.record,
         Terms(this_platform(), progress),
-        trust=trust,
+        trust=checks,
         store=NodeStore(state),
         source=bundle,
     )

@@ -19,6 +19,7 @@ import msgspec
 from edgewise.model.errors import EdgewiseError, NeedsPerson, TryLater
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.installed import Installed
+from edgewise.protocol.media import MEDIA
 from edgewise.protocol.report import Observation
 from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.rollout import node as machine
@@ -373,7 +374,11 @@ class NodeRollout:
             bundles=self._kept.bundles,
         )
 
-    async def _take(self, reply: SyncReply) -> None:
+    async def _take(self, reply: SyncReply, *, carried: bool = False) -> None:
+        if not carried and MEDIA in reply.metadata:
+            # An order's long life must hide nothing that the network could bring.
+            others = {name: data for name, data in reply.metadata.items() if name != MEDIA}
+            reply = msgspec.structs.replace(reply, metadata=others)
         self._hold = timedelta(seconds=max(1.0, min(reply.hold_s, 3600.0)))
         if reply.acknowledged:
             await self._feed(machine.Acknowledged(reply.acknowledged))
@@ -405,7 +410,9 @@ class NodeRollout:
 
     async def offered(self, order: SyncReply) -> None:
         """Take an order that came on removable media. Raises Untrusted, TryLater."""
-        await self._take(msgspec.structs.replace(order, hold_s=self._hold.total_seconds()))
+        await self._take(
+            msgspec.structs.replace(order, hold_s=self._hold.total_seconds()), carried=True
+        )
 
     # Reporting
 

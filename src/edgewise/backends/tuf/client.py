@@ -112,13 +112,9 @@ class NodeTrust:
     ) -> Verified:
         """See ``Trust.verify``."""
         async with self._alone():
-            if MEDIA in metadata and "timestamp.json" not in metadata:
-                return self._take_offer(metadata, record)
             try:
                 return await self._verify(metadata, record, source)
             except (Untrusted, TryLater):
-                if MEDIA in metadata:  # what lives for days has expired; this may not have
-                    return self._take_offer(metadata, record)
                 if not metadata:
                     raise
                 # Once more without the hint: the source may be better than who sent it.
@@ -155,8 +151,17 @@ class NodeTrust:
         self._remember(seen, message if checked else None, checked, channel)
         return Verified(checked, channel, version)
 
+    async def take(self, metadata: Mapping[str, bytes], record: Signed | None) -> Verified:
+        """As ``verify``, for an order that a person brought on removable media.
+
+        Never for what came over the network: whoever copied a stick could hide newer releases
+        behind its long life.
+        """
+        async with self._alone():
+            return self._take_offer(metadata, record)
+
     async def look_at(self, metadata: Mapping[str, bytes], record: Signed | None) -> Verified:
-        """What ``verify`` would make of removable media; nothing is kept. Raises as it does."""
+        """What ``take`` would return; nothing is kept. Raises as it does."""
         async with self._alone():
             return self._check_offer(metadata, record)[1]
 

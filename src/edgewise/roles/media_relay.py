@@ -1,0 +1,143 @@
+"""Fill the cache of a relay from a bundle, while the relay is stopped.
+
+The bundle takes the hub's place: what it has goes the way of everything that a hub sends, with
+the same checks, so that the relay's nodes are served without any network beyond it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgewise.backends.files.bundle import Bundle
+from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
+from edgewise.backends.tuf.repository import FileMetadata
+from edgewise.delivery import packing, trust
+from edgewise.delivery.media import check_time, open_offer
+from edgewise.delivery.on_relay import Cache
+from edgewise.delivery.plan import RESERVE
+from edgewise.delivery.view import View, read_view
+from edgewise.identity.on_agent import MachineIdentity
+from edgewise.model.errors import NeedsPerson, Untrusted
+from edgewise.protocol import limits
+from edgewise.protocol.content import channel_target, object_path
+from edgewise.protocol.media import MEDIA
+from edgewise.protocol.sync import RelayNews
+from edgewise.rollout.fanout import learn
+from edgewise.rollout.relay_ports import RelayMemory
+from edgewise.runtime.clock import Clock
+
+_SLACK: Final = 1 << 30
+"""Above what is here and comes: filling evicts nothing; the relay's own limit does, later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What a relay has of a bundle."""
+
+    fleet: str
+    release: str
+    objects: int
+    size: int
+    """Bytes of them, packed."""
+    fresh: bool
+    """Whether nodes take the metadata from the relay; else each needs the bundle itself."""
+
+
+async def import_on_relay(
+    state: Path,
+    bundle: Bundle,
+    clock: Clock,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    dry_run: bool = False,
+) -> Cached:
+    """Fill the cache of a relay that is stopped, as if the hub had spoken to it.
+
+    Raises NeedsPerson when the relay runs or its disk is too small, Untrusted for what does not
+    verify or is older than what it has; what verified before that is kept.
+    """
+    identity = MachineIdentity(state / "identity")
+    if not identity.credentials.exist:
+        raise NeedsPerson(f"{state} holds no joined relay", hint="name its directory: --state")
+    database = open_relay_database(state / "relay.db")
+    try:
+        memory = SqliteRelayMemory(database)
+        filling = Filling(state / "content", memory, identity.tuf_root, clock, progress)
+        return await filling.fill(bundle, dry_run=dry_run)
+    finally:
+        database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A relay's directories, opened while it is stopped."""
+
+    content: Path
+    memory: RelayMemory
+    root: bytes
+    """The root metadata that it joined with."""
+    clock: Clock
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    async def fill(self, bundle: Bundle, *, dry_run: bool = False) -> Cached:
+        """See ``import_on_relay``."""
+        files, now = bundle.metadata(), self.clock.now()
+        objects = FileObjects(self.content)
+        cache = Cache(
+            objects,
+            FileMetadata(self.content / "tuf"),
+            bundle,
+            root=self.root,
+            limit=sum(size for _, size in (*objects.kept(), *bundle.objects())) + _SLACK,
+            clock=self.clock,
+        )
+        order = open_offer(files, cache.root, None)
+        check_time(order.media, max(now, order.media.issued))
+        view = read_view(lambda path: files.get(path.removeprefix("tuf/")), now, self.root)
+        missing = await objects.missing(sha256 for sha256, _ in bundle.objects())
+        total = sum(size for sha256, size in bundle.objects() if sha256 in missing)
+        _check_room(self.content, total)
+        channel = order.channel
+        found = Cached(channel.fleet, channel.stable, len(missing), total, not view.expired)
+        if dry_run:
+            return found
+        await cache.offer({name: data for name, data in files.items() if name != MEDIA})
+        done = 0
+        for sha256, size in bundle.objects():
+            if sha256 in missing:
+                await cache.ensure(object_path(sha256))
+                done += size
+                self.progress(done, total)
+        await _learn(self.memory, bundle, view, channel.fleet)
+        return found
+
+
+async def _learn(memory: RelayMemory, bundle: Bundle, view: View, fleet: str) -> None:
+    path = channel_target(fleet)
+    target = view.target(path)
+    if target is None:
+        raise Untrusted(f"the bundle's channels do not name {fleet}")
+    digest = trust.target_digest(target)
+    bound = packing.packed_bound(limits.CHANNEL)
+    packed = bundle.small(object_path(digest), bound)
+    channel = packing.unpack(packed, digest, at_most=limits.CHANNEL)
+    known = await memory.known()
+    news = RelayNews({path: channel}, records=dict(bundle.records()), cursor=known.cursor)
+    _, change = learn(known, news)
+    await memory.learn(change)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    about = os.statvfs(folder)
+    free = about.f_bavail * about.f_frsize
+    if free < needed + RESERVE:
+        raise NeedsPerson(
+            f"{folder} has {free:,} bytes free, the bundle needs {needed:,} and a reserve of"
+            f" {RESERVE:,}",
+            hint="free space there; nothing was changed",
+        )
