@@ -11,6 +11,7 @@ from edgewise.model.errors import EdgewiseError, NeedsPerson, NotFound, TryLater
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.codec import encode
 from edgewise.protocol.installed import Installed
+from edgewise.protocol.media import MEDIA
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.rollout.node_ports import (
@@ -114,8 +115,12 @@ class MemoryCrypto:
     fetching: asyncio.Event | None = None
     """When set, a fetch waits for it."""
     fetched: list[str] = field(default_factory=list)
+    carried: Channel | None = None
+    """What removable media say, when they come."""
 
     async def verify(self, reply: SyncReply) -> News:
+        if MEDIA in reply.metadata:
+            return News(self.line.record, self.carried, offline=True)
         return News(self.line.record, self.line.channel)
 
     async def fetch(
@@ -144,6 +149,8 @@ class MemoryLine:
     acknowledges: bool = True
     heard: list[SyncRequest] = field(default_factory=list)
     receipts: list[Signed] = field(default_factory=list)
+    beside: dict[str, bytes] = field(default_factory=dict)
+    """Further metadata in every reply that has some."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def say(self, channel: Channel, record: NodeRecord | None = None) -> None:
@@ -175,7 +182,7 @@ class MemoryLine:
             if not self.up:
                 raise TryLater("the line was cut")
         said = encode((self.channel, self.record))
-        metadata = {"timestamp.json": said} if self._behind(request) else {}
+        metadata = {"timestamp.json": said, **self.beside} if self._behind(request) else {}
         done = 0
         if request.receipts and self.acknowledges:
             done = max(_sequence(s) for s in request.receipts)

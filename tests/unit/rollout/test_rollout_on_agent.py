@@ -15,7 +15,9 @@ from edgewise.model.errors import NeedsPerson, TryLater
 from edgewise.protocol.channel import Bitmap, Channel, NodeRecord
 from edgewise.protocol.content import NodeSettings, ProcessApp, Window
 from edgewise.protocol.installed import Installed, InstalledApp
+from edgewise.protocol.media import MEDIA
 from edgewise.protocol.report import Receipt
+from edgewise.protocol.sync import SyncReply
 from edgewise.rollout.node_ports import Kept
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
 from edgewise.testing.chance import SeededChance
@@ -365,3 +367,33 @@ async def test_an_agent_killed_around_any_write_ends_as_if_it_had_not_been(bad: 
             assert world.outcomes() == [("Failed" if bad else "Succeeded", B)]
             assert kept.node.owed == ()
     assert points >= 12  # sibling: the kill really happened at each of them
+
+
+ORDER = SyncReply(metadata={MEDIA: b"an order"})
+
+
+async def test_a_node_does_what_a_stick_says_until_its_hub_is_back() -> None:
+    world = World()
+    world.line.say(channel(3, A))
+    async with world.agent() as rollout:
+        await world.run(20)
+        world.line.cut()
+        world.crypto.carried = channel(3, B)
+        await rollout.offered(ORDER)
+        await world.run(20)
+        assert rollout.node.running == B
+        world.line.up = True
+        await world.run(120)
+        assert rollout.node.running == A  # the hub's channel of the same number counts
+    asked = [request.channel for request in world.line.heard]
+    assert (asked[-1], 0 in asked[2:]) == (3, True)
+
+
+async def test_an_order_that_comes_over_the_network_is_not_looked_at() -> None:
+    world = World()
+    world.crypto.carried = channel(9, C)
+    world.line.beside = ORDER.metadata
+    world.line.say(channel(1, A))
+    async with world.agent() as rollout:
+        await world.run(20)
+        assert rollout.node.running == A
