@@ -215,11 +215,20 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     workload_socket: Annotated[
         Path | None, typer.Option(help="Where the SPIFFE Workload API listens.")
     ] = None,
+    content_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A plain file server or CDN to fetch from first (docs/cdn.md); kept in "
+            "content-urls. Repeatable."
+        ),
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
 ) -> None:
     from edgewise.runtime.credentials import CredentialFiles
 
     state = writable(state)
+    if content_url:
+        _keep_urls(state, content_url)
     token = hidden(token)
     if not token and not CredentialFiles(state / "identity").exist:
         raise NeedsPerson(
@@ -240,6 +249,15 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     # By the environment: a command line can be read by everybody on the machine.
     secret = {TOKEN: token} if token else {}
     become("agent", given + [flag for flag, on in flags.items() if on], secret)
+
+
+def _keep_urls(state: Path, urls: list[str]) -> None:
+    from edgewise.net.sources import plain_origin
+    from edgewise.runtime.clock import SystemClock
+
+    for url in urls:
+        plain_origin(url, SystemClock())
+    (state / "content-urls").write_text("".join(f"{url}\n" for url in urls))
 
 
 @app.command("status", help="What this node is and runs; needs no hub, network or agent.")

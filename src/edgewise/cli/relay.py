@@ -75,13 +75,33 @@ def join(  # noqa: PLR0913 - one parameter is one option of the command line
 
 
 @app.command("run", help="Serve the region until SIGTERM or Ctrl-C.")
-def run(
+def run(  # noqa: PLR0913 - one parameter is one option of the command line
     state: State = STATE,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Default: as the URL it joined with.")
     ] = "",
     hub: Hub = None,
     cache: Annotated[str, typer.Option(help="Most bytes to cache: 20Gi.")] = "20Gi",
+    reserve: Annotated[
+        str, typer.Option(help="Bytes of the disk that the cache leaves free for others.")
+    ] = "256Mi",
+    content_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A plain file server or CDN with the hub's content, asked before the hub. "
+            "Repeatable."
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another relay of this region, asked first for what it keeps already. Repeatable."
+        ),
+    ] = None,
+    rate: Annotated[
+        str,
+        typer.Option(help="Most bytes of content a second from above: 2Mi; 0: no limit."),
+    ] = "0",
     hold: Annotated[float, typer.Option(help="Seconds that polls are held.")] = 60.0,
     node_life: Annotated[
         str, typer.Option(help="How long nodes' certificates are good: as at the hub.")
@@ -95,10 +115,11 @@ def run(
             hint="`edgewise relay join -`, with a token of `edgewise node token --relay`",
         )
     given = ["--state", str(writable(state)), "--cache", cache, "--hold", str(hold)]
-    given += ["--node-life", node_life]
+    given += ["--node-life", node_life, "--reserve", reserve, "--rate", rate]
     given += ["--listen", listen] if listen else []
-    for one in hub or ():
-        given += ["--hub", one]
+    for option, values in (("--hub", hub), ("--content-url", content_url), ("--peer", peer)):
+        for one in values or ():
+            given += [option, one]
     become("relay", given)
 
 

@@ -45,6 +45,7 @@ VERBS = (
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),
     Verb("agent", "agent", "On a node: join, run, see what it does.", _FLEET),
     Verb("relay", "relay", "On a region's relay: join and run.", _FLEET),
+    Verb("content", "content_sync", "On the hub's machine: its content for a file server.", _FLEET),
     Verb("login", "login", "Log in at a hub, by password or OpenID provider.", _PEOPLE),
     Verb("logout", "logout", "End this login, here and at the hub.", _PEOPLE),
     Verb("whoami", "whoami", "Who the hub takes you for, and what you may do.", _PEOPLE),

@@ -1,7 +1,7 @@
 """What delivery does on a relay: a pull-through cache that believes nobody.
 
-Laws: an object is kept only when its unpacked bytes match its name; a metadata file only
-when the keys that the root names signed it; the timestamp only moves forward; when the hub
+Laws: objects and deltas are kept as ``Shelf`` says; a metadata file only when the keys that
+the root names signed it; the timestamp only moves forward; when the hub
 is away, what is here is served. A relay that is lied to keeps nothing of it, and asks again.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Final
 
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
-from edgewise.delivery import packing, trust
-from edgewise.delivery.ports import CacheStore, Source
+from edgewise.delivery import pins, trust
+from edgewise.delivery.ports import NotHere, Served, Shelf, Source
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
-from edgewise.protocol.channel import Signed
-from edgewise.protocol.content import channel_target, object_path
+from edgewise.protocol.channel import Channel, Signed
+from edgewise.protocol.codec import encode
+from edgewise.protocol.content import channel_target
 from edgewise.runtime.clock import Clock
 
 FRESH: Final = timedelta(seconds=5)
@@ -30,31 +31,25 @@ FRESH: Final = timedelta(seconds=5)
 relay of changes at once (``offer``), so this only bounds the polling of others."""
 ROOTS_AT_ONCE: Final = 256
 """Root versions followed in one go; python-tuf's own bound."""
-_OBJECT = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})\.zst")
 _METADATA = re.compile(r"tuf/([1-9][0-9]{0,8})\.([a-z0-9-]{1,40})\.json")
 
 
 class Cache:
-    """``limit`` bounds the bytes of objects kept; downloads in flight come on top of it."""
+    """TUF metadata by itself; objects and deltas on its ``shelf``."""
 
     def __init__(
         self,
-        objects: CacheStore,
+        shelf: Shelf,
         files: trust.MetadataFiles,
         upstream: Source,
         *,
         root: bytes,
-        limit: int,
         clock: Clock,
     ) -> None:
-        self._objects = objects
+        self._shelf = shelf
         self._files = files
         self._upstream = upstream
-        self._limit = limit
         self._clock = clock
-        self._used: OrderedDict[str, int] = OrderedDict(objects.kept())
-        self._total = sum(self._used.values())
-        self._pinned: frozenset[str] = frozenset()
         self._flying: dict[str, asyncio.Future[None]] = {}
         self._asked = float("-inf")
         self._bundles: dict[str, dict[str, bytes]] = {}
@@ -71,29 +66,57 @@ class Cache:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of objects kept."""
-        return self._total
+        """Bytes of objects and deltas kept."""
+        return self._shelf.stored_bytes
 
-    def pin(self, digests: Collection[str]) -> None:
-        """Objects that are never evicted, in place of those pinned before."""
-        self._pinned = frozenset(digests)
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes of objects and deltas that came from above since the start."""
+        return self._shelf.fetched_bytes
+
+    def pin(self, channels: Iterable[Channel]) -> None:
+        """What these channels lead to goes last; themselves and their releases stay."""
+        named = tuple(channels)
+        releases, lists = pins.roots(named)
+        documents = {Digest.of(encode(channel)).sha256 for channel in named}
+        self._shelf.pin(documents | releases | lists, releases, lists)
+
+    async def open(
+        self, path: str, start: int = 0, end: int | None = None, *, here: bool = False
+    ) -> Served:
+        """``path`` (``objects/...``, ``deltas/...`` or ``tuf/...``), verified as far as it can
+        be before its bytes are read.
+
+        Many callers at once cause one download. ``start`` and ``end`` say what will be read.
+        With ``here`` nothing is fetched: raises NotHere. Raises NotFound for a path that is
+        not content or that the hub does not have, TryLater when the hub is away, Untrusted
+        when what it sent does not verify.
+        """
+        if not path.startswith("tuf/"):
+            return await self._shelf.open(path, start, end, here=here)
+        if path != "tuf/timestamp.json" and not _METADATA.fullmatch(path):
+            raise NotFound(f"{path[:100]!r} is not a path of content")
+        name = path.removeprefix("tuf/")
+        if not here:
+            await self.ensure(path)
+        data = self._files.read(name)
+        if data is None:
+            raise NotHere(f"{path[:100]} is not here")
+        found = bytes(data)
+        return Served(len(found), Digest.of(found).sha256, lambda s, e: _yielding(found[s:e]))
 
     async def ensure(self, path: str) -> None:
-        """Have ``path`` (``objects/...`` or ``tuf/...``) here, complete and verified.
-
-        Many callers at once cause one download. Raises NotFound for a path that is not
-        content or that the hub does not have, TryLater when the hub is away, Untrusted when
-        what it sent does not verify.
-        """
+        """Have all of ``path`` on the disk, verified. Raises as ``open``, and NeedsPerson when
+        there is no room for it."""
         if path == "tuf/timestamp.json":
             await self._fresh()
-        elif found := _OBJECT.fullmatch(path):
-            await self._ensure_object(found[1] + found[2])
         elif found := _METADATA.fullmatch(path):
             if self._files.read(path.removeprefix("tuf/")) is None:
                 await self._once(path, lambda: self._fetch_metadata(int(found[1]), found[2]))
-        else:
+        elif path.startswith("tuf/"):
             raise NotFound(f"{path[:100]!r} is not a path of content")
+        else:
+            await self._shelf.ensure(path)
 
     async def offer(self, metadata: Mapping[str, bytes]) -> None:
         """Take what the hub pushed (``RelayNews.metadata``), verified like a download.
@@ -114,7 +137,7 @@ class Cache:
                 await self._take(version, role, metadata[name], metadata)
         for name, data in metadata.items():
             if name.startswith("channels/"):
-                await self._keep(Digest.of(data).sha256, data)
+                await self._shelf.put(Digest.of(data).sha256, data)
         if "timestamp.json" in metadata:
             self._take_timestamp(metadata["timestamp.json"])
             self._asked = self._clock.monotonic()
@@ -151,42 +174,15 @@ class Cache:
     async def read(
         self, path: str, *, at_most: int, start: int = 0, end: int | None = None
     ) -> AsyncIterator[bytes]:
-        """The relay as a source, for metadata (objects are sent as files)."""
-        await self.ensure(path)
-        data = self._files.read(path.removeprefix("tuf/"))
-        if data is None:
-            raise NotFound(f"{path} is not metadata")
-        if len(data[start:end]) > at_most:
+        """The relay as a source, of whatever it serves."""
+        served = await self.open(path, start, end)
+        end = served.size if end is None else min(end, served.size)
+        if end - start > at_most:
             raise Untrusted(f"{path} is longer than {at_most} bytes")
-        yield data[start:end]
-
-    # Objects
-
-    async def _ensure_object(self, sha256: str) -> None:
-        if sha256 in self._used:
-            self._used.move_to_end(sha256)
-            return
-        await self._once(sha256, lambda: self._fetch_object(sha256))
-
-    async def _fetch_object(self, sha256: str) -> None:
-        bound = min(packing.packed_bound(limits.OBJECT), self._limit)
-        content = self._upstream.read(object_path(sha256), at_most=bound)
-        self._count(sha256, await self._objects.put_packed(sha256, content))
-
-    async def _keep(self, sha256: str, data: bytes) -> None:
-        if sha256 not in self._used:
-            self._count(sha256, await self._objects.put(sha256, data))
-
-    def _count(self, sha256: str, size: int) -> None:
-        self._total += size - self._used.get(sha256, 0)
-        self._used[sha256] = size
-        self._used.move_to_end(sha256)
-        for old in list(self._used):
-            if self._total <= self._limit:
-                return
-            if old != sha256 and old not in self._pinned:
-                self._objects.forget(old)
-                self._total -= self._used.pop(old)
+        if start < end:
+            async with aclosing(served.read(start, end)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
 
     async def _once(self, key: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work``, or wait for whoever runs it now and share how it ends."""
@@ -321,8 +317,8 @@ class Cache:
         if "channels.json" in meta:
             channels = self._parsed(f"{meta['channels.json'].version}.channels.json", Targets)
             target = channels.signed.targets.get(channel_target(fleet)) if channels else None
-            if target is not None and trust.target_digest(target) in self._used:
-                bundle[channel_target(fleet)] = await self._objects.get(
+            if target is not None and self._shelf.has(trust.target_digest(target)):
+                bundle[channel_target(fleet)] = await self._shelf.get(
                     trust.target_digest(target), at_most=target.length
                 )
         return bundle
@@ -334,6 +330,10 @@ class Cache:
     async def _download(self, name: str) -> bytes:
         chunks = self._upstream.read(f"tuf/{name}", at_most=limits.TUF_METADATA)
         return b"".join([chunk async for chunk in chunks])
+
+
+async def _yielding(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 def _meets_its_port(cache: Cache) -> Source:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from io import BytesIO
-from typing import IO, Final
+from typing import IO, Final, cast
 
 import zstandard
 
@@ -64,3 +64,44 @@ def unpacked(packed: IO[bytes], sha256: str, *, at_most: int) -> Iterator[bytes]
 def unpack(packed: bytes, sha256: str, *, at_most: int) -> bytes:
     """The whole content of a small object. Raises Untrusted as ``unpacked`` does."""
     return b"".join(unpacked(BytesIO(packed), sha256, at_most=at_most))
+
+
+class Unpacking:
+    """Checks a packed object while it arrives. ``feed`` it in order, then ``end``.
+
+    Nothing of it may be called whole before ``end`` has returned. Blocks for the time that
+    unpacking takes; the unpacked bytes are not kept.
+    """
+
+    def __init__(self, sha256: str, *, at_most: int) -> None:
+        self._sha256 = sha256
+        self._left = at_most
+        self._at_most = at_most
+        self._digest = hashlib.sha256()
+        unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        self._writer = unpacker.stream_writer(
+            cast("IO[bytes]", self), write_size=CHUNK, closefd=False
+        )
+
+    def write(self, data: bytes) -> int:
+        """What the unpacker calls."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise Untrusted(
+                f"object {self._sha256[:12]} unpacks to more than the {self._at_most} bytes"
+                " it may have"
+            )
+        self._digest.update(data)
+        return len(data)
+
+    def feed(self, packed: bytes) -> None:
+        """The next packed bytes. Raises Untrusted for what cannot be right any more."""
+        try:
+            self._writer.write(packed)
+        except zstandard.ZstdError as error:
+            raise Untrusted(f"object {self._sha256[:12]} is not sound zstd: {error}") from error
+
+    def end(self) -> None:
+        """Raises Untrusted unless all that came is the object that its name says."""
+        if self._digest.hexdigest() != self._sha256:
+            raise Untrusted(f"object {self._sha256[:12]} has other content than its name says")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Literal, Protocol
 
+from edgewise.model.errors import TryLater
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Channel, NodeRecord, Signed
 from edgewise.protocol.content import Attributes, Tree
 from edgewise.protocol.installed import Installed
+
+
+class NotHere(TryLater):
+    """It would have to be fetched, and the caller wanted only what is here already."""
 
 
 class Source(Protocol):
@@ -29,6 +34,82 @@ class Source(Protocol):
         Raises NotFound when there is no such path, TryLater when the source cannot be
         reached or breaks off, Untrusted when more than ``at_most`` bytes come.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An answer that has begun."""
+
+    size: int
+    """Bytes of the whole file, not only of the range that was asked for."""
+    pieces: AsyncIterator[bytes]
+    """Raises as ``Source.read``."""
+
+
+class Upstream(Source, Protocol):
+    """Where a relay fetches from: the hub, and what may stand before it.
+
+    Implementations: net.sources.Sources, testing.source.MemorySource.
+    """
+
+    def open(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AbstractAsyncContextManager[Opened]:
+        """As ``Source.read``, and says how large the file is. Raises what that raises."""
+
+    def blame(self, path: str, why: str) -> None:
+        """What came for ``path`` did not verify: ask somebody else first for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A file that can be handed on, whole or in part, now or as it arrives."""
+
+    size: int
+    etag: str
+    """Without quotes."""
+    read: Callable[[int, int], AsyncIterator[bytes]]
+    """The bytes from an offset up to another. Raises TryLater and Untrusted."""
+
+
+class Shelf(Protocol):
+    """What a relay keeps of objects and deltas. Implementation: backends.files.shelf."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """What is kept takes so many bytes of the disk."""
+
+    @property
+    def fetched_bytes(self) -> int:
+        """So many came from upstream since the start."""
+
+    async def open(
+        self, path: str, start: int = 0, end: int | None = None, *, here: bool = False
+    ) -> Served:
+        """``path`` (an object or a delta), fetched from upstream where it is not here.
+
+        ``start`` and ``end`` say what will be read. With ``here`` nothing is fetched: raises
+        NotHere when it is not all on the disk. Raises NotFound, TryLater, Untrusted.
+        """
+
+    async def ensure(self, path: str) -> None:
+        """Have all of it here. Raises as ``open``, and NeedsPerson when the disk is full."""
+
+    async def put(self, sha256: str, data: bytes) -> None:
+        """Keep a small object. Raises Untrusted, NeedsPerson."""
+
+    async def get(self, sha256: str, *, at_most: int) -> bytes:
+        """A small object's content. Raises NotFound when it is not here."""
+
+    def has(self, sha256: str) -> bool:
+        """Whether all of an object is here."""
+
+    def pin(self, held: Collection[str], releases: Collection[str], lists: Collection[str]) -> None:
+        """Digests: objects that stay whatever else must go, and releases and delta lists
+        such that what they lead to goes last. In place of what was pinned before."""
+
+    async def close(self) -> None:
+        """Stop fetching; what came is kept for the next time."""
 
 
 class ObjectStore(Protocol):
@@ -55,16 +136,6 @@ class ObjectStore(Protocol):
 
     async def size(self, sha256: str) -> int:
         """Stored (compressed) size in bytes. Raises NotFound."""
-
-
-class CacheStore(ObjectStore, Protocol):
-    """Objects that may be dropped again. Implementations: as of ``ObjectStore``."""
-
-    def kept(self) -> tuple[tuple[str, int], ...]:
-        """(digest, stored bytes) of everything here, least recently stored first."""
-
-    def forget(self, sha256: str) -> None:
-        """Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)

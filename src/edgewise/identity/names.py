@@ -166,6 +166,11 @@ def upstream_of(own: SpiffeId, hub_id: str, peer: SpiffeId) -> bool:
     )
 
 
+def sibling_of(own: SpiffeId, peer: SpiffeId) -> bool:
+    """Whether ``peer`` is another relay of the relay ``own``'s region."""
+    return peer.role == "relay" and peer.trust_domain == own.trust_domain and peer != own
+
+
 def _checked(name: str) -> str:
     if not is_name(name):
         raise BadUsage(

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgewise.delivery.ports import Source
+from edgewise.delivery.ports import NotHere, Source
 from edgewise.model.errors import (
     BadUsage,
     Conflict,
@@ -34,6 +34,7 @@ from edgewise.model.errors import (
     Untrusted,
 )
 from edgewise.model.names import SpiffeId
+from edgewise.net.downloads import RANGE, Download, Watched, total
 from edgewise.net.http1 import PIECE, ClosedEarly, Head, body_of, read_head
 from edgewise.net.tls import peer_id, peer_uri
 from edgewise.protocol import limits
@@ -69,8 +70,8 @@ class CertificateRefused(Untrusted):
     """
 
 
+NO_HEADERS: Final[Mapping[str, str]] = {}
 _PATH = re.compile(r"/[!-~]*")
-_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,42 +204,70 @@ class Client:
         Close the iterator early with ``aclose``. Raises as ``request``, and TryLater when
         the bytes stop or only trickle.
         """
+        async with self.open(path, (start, end), at_most=at_most) as download:
+            async with aclosing(download.pieces) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
+
+    @asynccontextmanager
+    async def open(
+        self,
+        path: str,
+        span: tuple[int, int | None],
+        *,
+        at_most: int,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> AsyncIterator[Download]:
+        """As ``stream``, of the bytes from one offset up to another, with the file's size."""
+        start, end = span
         last = "" if end is None else str(end - 1)
-        headers = {"range": f"bytes={start}-{last}"} if start or last else {}
+        more = {"range": f"bytes={start}-{last}"} if start or last else {}
+        failed: EdgewiseError | None = None
         try:
             async with asyncio.timeout(CONNECT_S * len(self.endpoint.urls) + STALL_S) as limit:
-                async with self._exchange("GET", path, None, headers) as (head, line):
+                async with self._exchange("GET", path, None, {**headers, **more}) as (head, line):
                     limit.reschedule(None)
-                    # A server that ignores ranges sends all of it, and is cut off at ``end``.
-                    cut = end is not None and head.status == 200
-                    left = at_most if end is None else min(at_most, end - start)
-                    bound = max(at_most, limits.DELTA) if cut else left
-                    content = self._content(head, line, start, bound)
-                    async with aclosing(content) as pieces:  # type: ignore[type-var]
-                        async for piece in pieces:
-                            yield piece[:left]
-                            left -= len(piece)
-                            if cut and left <= 0:
-                                line.writer.transport.abort()
-                                return
+                    if head.status < 300 or (head.status == 416 and start):
+                        pieces = Watched(self._range(head, line, span, at_most))
+                        yield Download(total(head), pieces.run())
+                        if not pieces.whole:  # the rest would be taken for the next answer
+                            line.writer.transport.abort()
+                    else:
+                        failed = _refusal(head, await _bounded(line, head), headers)
+            if failed is not None:  # now, so that the connection is kept
+                raise failed
         except TimeoutError as error:
             raise TryLater(f"no answer to GET {path} within {STALL_S:g} s") from error
+
+    async def _range(
+        self, head: Head, line: _Line, span: tuple[int, int | None], at_most: int
+    ) -> AsyncIterator[bytes]:
+        start, end = span
+        # A server that ignores ranges sends all of it, and is cut off at ``end``.
+        cut = end is not None and head.status == 200
+        left = at_most if end is None else min(at_most, end - start)
+        bound = max(at_most, limits.DELTA) if cut else left
+        content = self._content(head, line, start, bound)
+        async with aclosing(content) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece[:left]
+                left -= len(piece)
+                if cut and left <= 0:
+                    line.writer.transport.abort()
+                    return
 
     async def _content(
         self, head: Head, line: _Line, start: int, at_most: int
     ) -> AsyncIterator[bytes]:
         if head.status == 416 and start:
-            total = _RANGE.fullmatch(head.headers.get("content-range", ""))
+            said = RANGE.fullmatch(head.headers.get("content-range", ""))
             await _drain(line, head)
-            if total is not None and total[2] == str(start):
+            if said is not None and said[2] == str(start):
                 return  # Everything is here already.
             raise Untrusted(f"the server has no bytes from {start} on, though it had before")
-        if head.status >= 300:
-            data = await _bounded(line, head)
-            raise error_of(head.status, head.headers, data)
         skip = start
         if head.status == 206:
-            found = _RANGE.fullmatch(head.headers.get("content-range", ""))
+            found = RANGE.fullmatch(head.headers.get("content-range", ""))
             if found is None or found[1] != str(start):
                 raise Untrusted("the server answered another range than was asked for")
             skip = 0
@@ -513,6 +542,13 @@ def _notice_dead_links(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+def _refusal(head: Head, body: bytes, sent: Mapping[str, str]) -> EdgewiseError:
+    error = error_of(head.status, head.headers, body)
+    if head.status == 504 and "only-if-cached" in sent.get("cache-control", ""):
+        return NotHere(str(error))
+    return error
 
 
 async def _bounded(line: _Line, head: Head) -> bytes:

@@ -39,7 +39,7 @@ _STATUS: Final[tuple[tuple[type[EdgewiseError], int, str], ...]] = (
     (NeedsPerson, 422, "A person has to change something"),
 )
 
-HTTP_ONLY: Final = ("MethodNotAllowed", "TooLarge", "TooSlow", "Internal")
+HTTP_ONLY: Final = ("MethodNotAllowed", "TooLarge", "TooSlow", "NotCached", "Internal")
 """Problem names without an exception class; docs/errors.md documents them as well."""
 
 _encode = msgspec.json.Encoder().encode
@@ -111,6 +111,18 @@ def too_slow(seconds: float) -> Problem:
         status=408,
         detail=f"the body was not here within {seconds:.0f} s",
         hint="look at the line between here and the hub, and repeat the call",
+        exit_code=3,
+    )
+
+
+def not_cached(detail: str) -> Problem:
+    """The caller wants only what is here, and it is not."""
+    return Problem(
+        type=TYPE_PREFIX + "NotCached",
+        title="It is not kept here",
+        status=504,
+        detail=detail,
+        hint="ask without `Cache-Control: only-if-cached`, and it is fetched",
         exit_code=3,
     )
 

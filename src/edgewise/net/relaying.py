@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final, Literal, Protocol
 
 import msgspec
 
 from edgewise import __version__
+from edgewise.delivery.ports import NotHere, Served
 from edgewise.identity.names import RouteKind, Station, authorise
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import Conflict, Forbidden, NotFound, TryLater, Untrusted
@@ -22,14 +22,16 @@ from edgewise.model.names import SpiffeId
 from edgewise.net.api.trust import bundle_of, bundle_route, trust_route
 from edgewise.net.api.workloads import workload_route
 from edgewise.net.client import HOLD_MARGIN_S, Client
+from edgewise.net.contents import MUTABLE, ContentAnswer, content_answer, name_tag
+from edgewise.net.problems import Refusal, not_cached
 from edgewise.net.proving import proof_routes
+from edgewise.net.ranges import asked
 from edgewise.net.routes import (
     ANYONE,
     Answer,
     Bytes,
     Call,
     Caller,
-    FileAnswer,
     Peer,
     Route,
 )
@@ -67,9 +69,6 @@ from edgewise.rollout.on_relay import Relaying
 from edgewise.rollout.relay_ports import HubLine, Sleepers
 from edgewise.runtime.clock import Clock
 
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
-FRESH: Final = "no-cache"
-_TYPES: Final = {".json": "application/json", ".zst": "application/zstd"}
 NODES: Final[frozenset[Caller]] = frozenset({"node"})
 MACHINES: Final[frozenset[Caller]] = frozenset({"node", "relay", "hub"})
 """People use the hub: a relay does not know who may do what."""
@@ -82,11 +81,15 @@ class Content(Protocol):
 
     @property
     def stored_bytes(self) -> int: ...
+    @property
+    def fetched_bytes(self) -> int: ...
     async def trust_metadata(self) -> dict[str, bytes]:
         """What verifies the trust bundles, from the root that nodes joined with."""
 
-    async def ensure(self, path: str) -> None:
-        """Have ``path`` on disk, verified. Raises NotFound, TryLater, Untrusted."""
+    async def open(
+        self, path: str, start: int = 0, end: int | None = None, *, here: bool = False
+    ) -> Served:
+        """``path`` below the content root. Raises NotFound, TryLater, Untrusted, NotHere."""
 
 
 class Doorkeeper(Protocol):
@@ -117,6 +120,8 @@ class RelayHealth(msgspec.Struct, frozen=True):
     """Since when the hub can, or cannot, be reached."""
     hub_problem: str
     cache_bytes: int
+    fetched_bytes: int
+    """Of objects and deltas, from above, since it started."""
     nodes_waiting: int
     """Nodes whose poll is held now."""
     nodes_known: int
@@ -134,7 +139,6 @@ class RelayRoutes:
     relaying: Relaying
     waiters: Waiters
     content: Content
-    content_root: Path
     doorkeeper: Doorkeeper
     ca_until: Callable[[], datetime | None]
     desk: Desk
@@ -158,12 +162,14 @@ class RelayRoutes:
             Route(
                 "GET",
                 "/v1/content/{path*}",
-                "TUF metadata and objects, fetched from the hub once",
+                "TUF metadata, objects and deltas, fetched from the hub once",
                 self.content_file,
                 MACHINES,
                 response=bytes,
                 errors=(NotFound, TryLater, Untrusted),
                 content_type="application/octet-stream",
+                description="Range, ETag and HEAD work. With `Cache-Control: only-if-cached` "
+                "nothing is fetched: the answer is 504 when it is not here.",
             ),
             _passed_on("/v1/join", "First certificate for a token", self.join, JoinRequest),
             *proof_routes(self.join_challenge, self.attest_challenge, self.attest, NODES),
@@ -223,19 +229,19 @@ class RelayRoutes:
             reply = await self.relaying.reply(node, call.body)
         return Bytes(reply) if reply is not None else None
 
-    async def content_file(self, call: Call[None]) -> FileAnswer:
+    async def content_file(self, call: Call[None]) -> ContentAnswer:
         """GET /v1/content/{path}."""
         peer = self._caller("content", call.peer)
         if peer.role == "node":
             self.relaying.admit(peer.name)
         path = call.path["path"]
-        await self.content.ensure(path)
-        file = self.content_root / path
-        return FileAnswer(
-            file,
-            _TYPES.get(file.suffix, "application/octet-stream"),
-            FRESH if path == "tuf/timestamp.json" else IMMUTABLE,
-        )
+        here = "only-if-cached" in call.headers.get("Cache-Control", "")
+        try:
+            served = await self.content.open(path, *asked(call.headers), here=here)
+        except NotHere as error:
+            raise Refusal(not_cached(str(error))) from error
+        tag = served.etag if path in MUTABLE else name_tag(path)
+        return content_answer(path, served.size, tag, served.read)
 
     async def join(self, call: Call[JoinRequest]) -> JoinReply:
         """POST /v1/join."""
@@ -296,6 +302,7 @@ class RelayRoutes:
             contact.since,
             contact.problem,
             self.content.stored_bytes,
+            self.content.fetched_bytes,
             len(self.waiters),
             len(self.relaying.known.nodes),
             self.relaying.receipts_waiting,

@@ -132,6 +132,8 @@ class FileAnswer:
     path: Path
     content_type: str
     cache_control: str
+    etag: str = ""
+    """Without quotes; empty: of its size and time."""
 
 
 Answer = Callable[[Call[Any]], Awaitable[Any]]
@@ -146,7 +148,8 @@ class Route:
     """``{name}`` stands for one segment, ``{name*}`` (last only) for the rest."""
     summary: str
     answer: Answer
-    """Returns a value of the response type, Bytes, Events, FileAnswer, or None (204)."""
+    """Returns a value of the response type, Bytes, Events, a file (FileAnswer,
+    net.contents.ContentAnswer), or None (204)."""
     allow: frozenset[Caller]
     """Machines by their kind, and ``user`` for people; what a person needs is ``needs``."""
     request: Any = None
@@ -175,6 +178,11 @@ class Route:
     None. Such a call has no headers, no stream and no raw body."""
     changes: bool | None = None
     """Whether it changes anything; None: as the method says. Such calls are audited."""
+
+    @property
+    def files(self) -> bool:
+        """Whether it answers with files: then HEAD works as well."""
+        return self.method == "GET" and self.response is bytes
 
     @property
     def mutates(self) -> bool:

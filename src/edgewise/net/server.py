@@ -34,7 +34,7 @@ from edgewise.model.errors import (
     Unauthenticated,
     Untrusted,
 )
-from edgewise.net import bodies, problems
+from edgewise.net import bodies, contents, problems
 from edgewise.net.peers import peer_of, read_peer
 from edgewise.net.poll_lines import BODY, ENDS, SLICE, Poll, PollLines
 from edgewise.net.routes import Bytes, Call, Events, FileAnswer, Peer, Route, missing, query_of
@@ -329,9 +329,9 @@ class Server:
             raise problems.Refusal(problems.wrong_method(request.method, tuple(sorted(allowed))))
         for pattern, route, decoder in self._patterns:
             if match := pattern.fullmatch(raw):
-                if route.method == request.method:
+                if route.method == request.method or (request.method == "HEAD" and route.files):
                     return route, decoder, {k: unquote(v) for k, v in match.groupdict().items()}
-                allowed.append(route.method)
+                allowed += [route.method, "HEAD"] if route.files else [route.method]
         if allowed:
             raise problems.Refusal(
                 problems.wrong_method(request.method, tuple(sorted(set(allowed))))
@@ -365,7 +365,9 @@ class Server:
         if isinstance(value, Events):
             return await self._events(request, route, value)
         if isinstance(value, FileAnswer):
-            return _file(value)
+            value = contents.of_file(value)
+        if isinstance(value, contents.ContentAnswer):
+            return await contents.send(request, value)
         return web.Response(
             body=_encode(value), status=route.status, content_type="application/json"
         )
@@ -550,16 +552,6 @@ async def _in_slices(request: web.BaseRequest, answer: Bytes) -> web.StreamRespo
         await response.write(answer.data[start : start + SLICE])
     await response.write_eof()
     return response
-
-
-def _file(answer: FileAnswer) -> web.StreamResponse:
-    # aiohttp adds ETag and Last-Modified, and answers Range and If-None-Match by them.
-    headers = {
-        "Cache-Control": answer.cache_control,
-        "Content-Type": answer.content_type,
-        "X-Content-Type-Options": "nosniff",
-    }
-    return web.FileResponse(answer.path, headers=headers, chunk_size=256 << 10)
 
 
 def _where(error: BaseException) -> str:

@@ -22,26 +22,30 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.files.cache_files import CacheFiles
+from edgewise.backends.files.shelf import FileShelf
+from edgewise.backends.files.space import RESERVE, Space, SpaceTerms
 from edgewise.backends.pki.authority import RegionalAuthority
 from edgewise.backends.pki.jwt import JwtKeyFiles
 from edgewise.backends.sqlite.database import Database
 from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
 from edgewise.backends.tuf.repository import FileMetadata
+from edgewise.delivery.brake import Brake
 from edgewise.delivery.on_relay import Cache
 from edgewise.identity.card import Card
-from edgewise.identity.names import Station
+from edgewise.identity.names import Station, sibling_of
 from edgewise.identity.on_agent import Machine, MachineIdentity, join, rejoin, renew, trust
 from edgewise.identity.on_relay import RegionalEnroller
 from edgewise.identity.rotation import checked_life, renew_at
 from edgewise.identity.workloads import Desk
 from edgewise.model.errors import BadUsage, EdgewiseError, behind
 from edgewise.model.quantity import parse_bytes, parse_duration
-from edgewise.net.client import CertificateRefused, Client, Endpoint, HttpSource
+from edgewise.net.client import CertificateRefused, Client, Endpoint
 from edgewise.net.http1 import ClosedEarly
 from edgewise.net.joining import Doorway, ask_for_trust, by_identity, by_token
 from edgewise.net.relaying import HubOverHttps, RelayRoutes, WaitingNodes
 from edgewise.net.server import Listen, Server
+from edgewise.net.sources import ROOT, Origin, Sources, on_shelf, plain_origin
 from edgewise.net.tls import client_context, reload, server_context
 from edgewise.net.waiters import Waiters
 from edgewise.protocol.bundles import TrustBundles
@@ -56,11 +60,14 @@ from edgewise.runtime.credentials import fingerprint, write_private
 from edgewise.runtime.hidden import hidden
 from edgewise.runtime.log import Log, StreamLog
 
-HUB_CONNECTIONS: Final = 8
-"""One held poll, one report, and downloads for the cache."""
+HUB_CONNECTIONS: Final = 3
+"""One held poll, one report, and joins that are passed on."""
+CONTENT_CONNECTIONS: Final = 8
+"""For the cache. Apart from the others: news must not wait behind a region's downloads."""
 TRUST_LOOK: Final = timedelta(seconds=2)
 """How soon after it does not believe the hub a relay asks whom to believe; it then asks less
 and less often."""
+PEER_CONNECTIONS: Final = 4
 LONGEST_SLEEP: Final = timedelta(hours=1)
 """Between two looks at the clock: it may be set right at any moment."""
 
@@ -84,6 +91,14 @@ class RelaySettings:
     hub_urls: tuple[str, ...] = ()
     """Where the hub is reached; empty: what the hub said at the join."""
     cache_bytes: int = 20 << 30
+    reserve_bytes: int = RESERVE
+    """Of the disk, left free for others."""
+    content_urls: tuple[str, ...] = ()
+    """Plain file servers with the hub's content, asked before the hub."""
+    peers: tuple[str, ...] = ()
+    """Sibling relays of this region, asked before anybody else."""
+    rate: int = 0
+    """Bytes a second that content may take of the lines upwards; 0: no limit."""
     hold: timedelta = timedelta(seconds=60)
     """How long a node's poll is held."""
     node_life: timedelta = timedelta(days=45)
@@ -97,6 +112,8 @@ class _Parts:
     identity: MachineIdentity
     card: Card
     client: Client
+    sources: Sources
+    shelf: FileShelf
     relaying: Relaying
     waiters: Waiters
     enroller: RegionalEnroller
@@ -170,7 +187,9 @@ async def run(settings: RelaySettings, ready: Callable[[str], None] | None = Non
         (settings.state / "ready.json").unlink(missing_ok=True)
         if parts is not None:
             parts.waiters.wake_all()
+            await parts.shelf.close()
             await parts.server.close()
+            await parts.sources.close()
             await parts.client.close()
         database.close()
 
@@ -185,13 +204,11 @@ def _assemble(
     endpoint = Endpoint(hub_urls, client_context(identity.credentials), card.expects)
     client = Client(endpoint, clock, HUB_CONNECTIONS)
     content = settings.state / "content"
+    sources = _sources(settings, card, client, clock, log)
+    terms = SpaceTerms(settings.cache_bytes, settings.reserve_bytes)
+    shelf = FileShelf(Space(CacheFiles(content), terms, clock, log), sources, log)
     cache = Cache(
-        FileObjects(content),
-        FileMetadata(content / "tuf"),
-        HttpSource(client),
-        root=identity.tuf_root,
-        limit=settings.cache_bytes,
-        clock=clock,
+        shelf, FileMetadata(content / "tuf"), sources, root=identity.tuf_root, clock=clock
     )
     waiters = Waiters(clock, chance, settings.hold)
     memory = SqliteRelayMemory(database)
@@ -224,7 +241,6 @@ def _assemble(
         relaying,
         waiters,
         cache,
-        content,
         enroller,
         lambda: _until(enroller),
         desk,
@@ -238,6 +254,8 @@ def _assemble(
         identity,
         card,
         client,
+        sources,
+        shelf,
         relaying,
         waiters,
         enroller,
@@ -254,6 +272,23 @@ def _assemble(
     )
     relaying.trusting = lambda bundles: _trust(parts, bundles, clock, log)
     return parts
+
+
+def _sources(settings: RelaySettings, card: Card, hub: Client, clock: Clock, log: Log) -> Sources:
+    """Siblings, then plain file servers, then the hub, which has everything."""
+    brake = Brake(settings.rate) if settings.rate else None
+    origins = []
+    for url in settings.peers:
+        _address(url)
+        endpoint = Endpoint((url,), hub.endpoint.tls, lambda peer: sibling_of(card.id, peer))
+        client = Client(endpoint, clock, PEER_CONNECTIONS)
+        origins.append(
+            Origin(url.removeprefix("https://"), client, only_cached=True, wants=on_shelf)
+        )
+    origins += [plain_origin(url, clock, brake) for url in settings.content_urls]
+    content = Client(hub.endpoint, clock, CONTENT_CONNECTIONS)
+    origins.append(Origin("hub", content, brake=brake))
+    return Sources(tuple(origins), clock, log)
 
 
 def _trust(parts: _Parts, bundles: TrustBundles, clock: Clock, log: Log) -> None:
@@ -352,8 +387,11 @@ def _use_files(parts: _Parts, clock: Clock) -> None:
     if parts.listen.tls is not None:
         reload(parts.listen.tls, credentials)
     tls = client_context(credentials)
-    parts.client.endpoint = replace(parts.client.endpoint, tls=tls)
-    parts.client.forget_connections()
+    # Plain file servers see no certificate of ours.
+    ours = [origin.client for origin in parts.sources.origins if origin.root == ROOT]
+    for client in (parts.client, *ours):
+        client.endpoint = replace(client.endpoint, tls=tls)
+        client.forget_connections()
     authority = _authority(parts.identity, parts.card, clock, parts.node_life)
     parts.enroller.issuer = parts.desk.issuer = authority
 
@@ -422,6 +460,13 @@ def _life(text: str) -> timedelta:
         raise BadUsage(f"--node-life: {error}") from error
 
 
+def _size(option: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise BadUsage(f"{option}: {error}") from error
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -434,6 +479,29 @@ def arguments() -> argparse.ArgumentParser:
         "--hub", action="append", default=[], metavar="URL", help="where the hub is reached"
     )
     parser.add_argument("--cache", default="20Gi", metavar="SIZE", help="most bytes to cache")
+    parser.add_argument(
+        "--reserve", default="256Mi", metavar="SIZE", help="of the disk, left free for others"
+    )
+    parser.add_argument(
+        "--content-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a plain file server or CDN with the hub's content, asked before the hub",
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another relay of this region, asked first for what it keeps already",
+    )
+    parser.add_argument(
+        "--rate",
+        default="0",
+        metavar="SIZE",
+        help="bytes a second of content from the hub and file servers; 0: no limit",
+    )
     parser.add_argument("--hold", default=60.0, type=float, metavar="SECONDS")
     parser.add_argument("--node-life", default="45d", help="as at the hub")
     parser.add_argument(
@@ -458,7 +526,11 @@ def main(given: list[str] | None = None) -> int:
             chosen.state,
             chosen.listen,
             tuple(chosen.hub),
-            parse_bytes(chosen.cache),
+            _size("--cache", chosen.cache),
+            _size("--reserve", chosen.reserve),
+            tuple(chosen.content_url),
+            tuple(chosen.peer),
+            _size("--rate", chosen.rate),
             timedelta(seconds=chosen.hold),
             _life(chosen.node_life),
         )

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
@@ -33,8 +33,9 @@ from edgewise.identity.on_agent import ByFactory, ByTpm, Machine, MachineIdentit
 from edgewise.identity.rotation import clock_is_wrong
 from edgewise.model.errors import EdgewiseError, NeedsPerson
 from edgewise.model.names import Platform
-from edgewise.net.client import Client, Endpoint, HttpSource
+from edgewise.net.client import Client, Endpoint
 from edgewise.net.joining import HeldMetadata, ask_for_trust, by_identity, by_token
+from edgewise.net.sources import Origin, Sources, plain_origin, urls_in
 from edgewise.net.tls import client_context, small_tls_buffers
 from edgewise.net.workload_line import WorkloadLine
 from edgewise.protocol.attest import AttestReply
@@ -70,6 +71,9 @@ from edgewise.rollout.node_ports import Crypto, News
 from edgewise.runtime.chance import Chance, SystemChance
 from edgewise.runtime.clock import Clock, SystemClock
 
+CONTENT_URLS: Final = "content-urls"
+"""Below the state directory: plain file servers that are asked first, one URL a line."""
+
 
 def this_platform() -> str:
     """``linux/amd64`` for the machine we run on."""
@@ -81,22 +85,22 @@ class _LazySource:
     """Content over HTTP, once something is asked for: most replies carry all they need, and
     a TLS context costs as much as checking one."""
 
-    make: Callable[[], Client]
-    _client: Client | None = None
+    make: Callable[[], Sources]
+    _sources: Sources | None = None
 
     async def read(
         self, path: str, *, at_most: int, start: int = 0, end: int | None = None
     ) -> AsyncIterator[bytes]:
-        self._client = self._client or self.make()
-        pieces = HttpSource(self._client).read(path, at_most=at_most, start=start, end=end)
+        self._sources = self._sources or self.make()
+        pieces = self._sources.read(path, at_most=at_most, start=start, end=end)
         async with aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 
     async def close(self) -> None:
         """Close the connections, if there are any."""
-        if self._client is not None:
-            await self._client.close()
+        if self._sources is not None:
+            await self._sources.close()
 
 
 @dataclass
@@ -121,9 +125,14 @@ class InProcessWorker:
         # Many small files are bound by round trips, so a fetch uses more connections.
         return Client(Endpoint(card.urls, tls, card.expects), self.clock, 8)
 
+    def _sources(self) -> Sources:
+        """Plain file servers, where the node was told of any, then its relay or hub."""
+        plain = [plain_origin(url, self.clock) for url in urls_in(self.state / CONTENT_URLS)]
+        return Sources((*plain, Origin("relay", self._client())), self.clock)
+
     @asynccontextmanager
     async def _source(self) -> AsyncIterator[Source]:
-        source = _LazySource(self._client)
+        source = _LazySource(self._sources)
         try:
             yield source
         finally:

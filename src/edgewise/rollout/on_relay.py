@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from edgewise.model.errors import EdgewiseError, Forbidden, NeedsPerson, TryLater
-from edgewise.model.names import Digest
 from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import encode
@@ -291,9 +290,7 @@ class Relaying:
 
     def _pin(self) -> None:
         """What every node may ask for at any moment must never leave the cache."""
-        channels = self._known.channels.values()
-        releases = {release for c in channels for release in (c.stable, c.candidate) if release}
-        self._published.pin(releases | {Digest.of(encode(c)).sha256 for c in channels})
+        self._published.pin(self._known.channels.values())
 
     # To the hub
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from edgewise.protocol.channel import Signed
+from edgewise.protocol.channel import Channel, Signed
 from edgewise.protocol.sync import (
     NodeReport,
     RelayAcknowledged,
@@ -77,5 +77,6 @@ class Published(Protocol):
     async def bundle(self, fleet: str) -> Mapping[str, bytes]:
         """What a node of ``fleet`` would fetch next; the same object until it changes."""
 
-    def pin(self, digests: Collection[str]) -> None:
-        """Objects that stay in the cache whatever else must go."""
+    def pin(self, channels: Iterable[Channel]) -> None:
+        """The present channels: they and their releases stay in the cache whatever else must
+        go, and what they lead to goes last."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 from edgewise.delivery import packing
-from edgewise.delivery.ports import CacheStore
+from edgewise.delivery.ports import ObjectStore
 from edgewise.model.errors import NotFound, Untrusted
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
@@ -44,12 +44,6 @@ class MemoryObjects:
             raise NotFound(f"object {sha256[:12]} is not kept here")
         return len(self.packed[sha256])
 
-    def kept(self) -> tuple[tuple[str, int], ...]:
-        return tuple((sha256, len(data)) for sha256, data in self.packed.items())
 
-    def forget(self, sha256: str) -> None:
-        self.packed.pop(sha256, None)
-
-
-def _meets_its_port(store: MemoryObjects) -> CacheStore:
+def _meets_its_port(store: MemoryObjects) -> ObjectStore:
     return store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from edgewise.model.errors import TryLater, Untrusted
@@ -113,7 +113,7 @@ class PublishedFiles:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.forged = ""
-        self.pinned: frozenset[str] = frozenset()
+        self.pinned: tuple[Channel, ...] = ()
         self._bundles: dict[str, dict[str, bytes]] = {}
 
     async def offer(self, metadata: Mapping[str, bytes]) -> None:
@@ -136,8 +136,8 @@ class PublishedFiles:
             }
         return self._bundles[fleet]
 
-    def pin(self, digests: Collection[str]) -> None:
-        self.pinned = frozenset(digests)
+    def pin(self, channels: Iterable[Channel]) -> None:
+        self.pinned = tuple(channels)
 
 
 class WokenNodes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 
-from edgewise.delivery.ports import Source
+from edgewise.delivery.ports import Opened, Source, Upstream
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.protocol.content import object_path
 from edgewise.testing.objects import MemoryObjects
@@ -28,6 +29,8 @@ class MemorySource:
         """Nothing can be reached while set."""
         self.requests: list[tuple[str, int]] = []
         self.served = 0
+        self.blamed: list[str] = []
+        self._sizes: dict[str, int] = {}
         self._cuts: dict[str, list[int]] = {}
         self._lies: dict[str, list[Callable[[bytes], bytes]]] = {}
 
@@ -52,6 +55,27 @@ class MemorySource:
             return self.objects.packed.get(sha256)
         return None
 
+    @asynccontextmanager
+    async def open(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[Opened]:
+        pieces = self.read(path, at_most=at_most, start=start, end=end)
+        first = await anext(pieces, b"")
+        size = self._sizes.pop(path, None)
+        if size is None:
+            raise TryLater("nothing came")
+
+        async def rest() -> AsyncIterator[bytes]:
+            yield first
+            async for piece in pieces:
+                yield piece
+
+        async with aclosing(pieces):  # type: ignore[type-var]
+            yield Opened(size, rest())
+
+    def blame(self, path: str, why: str) -> None:
+        self.blamed.append(path)
+
     async def read(
         self, path: str, *, at_most: int, start: int = 0, end: int | None = None
     ) -> AsyncIterator[bytes]:
@@ -64,6 +88,7 @@ class MemorySource:
             data = lies.pop(0)(data or b"")
         if data is None:
             raise NotFound(f"no {path} here")
+        self._sizes[path] = len(data)
         whole = len(data) if end is None else min(end, len(data))
         cuts = self._cuts.get(path)
         stop = min(whole, start + cuts.pop(0)) if cuts else whole
@@ -85,5 +110,5 @@ def path_of(sha256: str) -> str:
     return object_path(sha256)
 
 
-def _meets_its_port(source: MemorySource) -> Source:
-    return source
+def _meets_its_port(source: MemorySource) -> tuple[Source, Upstream]:
+    return source, source

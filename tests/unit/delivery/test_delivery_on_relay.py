@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.backends.files.cache_files import CacheFiles
+from edgewise.backends.files.shelf import FileShelf
+from edgewise.backends.files.space import Space, SpaceTerms
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import packing
 from edgewise.delivery.on_relay import Cache
@@ -14,23 +17,28 @@ from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.model.names import Digest
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.content import Content, MemoryMetadata
-from edgewise.testing.objects import MemoryObjects
-from edgewise.testing.source import MemorySource, path_of
+from edgewise.testing.log import ListLog
+from edgewise.testing.source import path_of
 
 
 class Relay:
-    def __init__(self, content: Content, clock: ManualClock, limit: int = 10 << 20) -> None:
+    def __init__(self, content: Content, folder: Path, clock: ManualClock, limit: int) -> None:
         self.files: dict[str, bytes] = {}
-        self.objects = MemoryObjects()
-        self.source = MemorySource(self.files, self.objects)
+        self.folder = folder
+        self.log = ListLog()
+        disk = CacheFiles(folder)
+        self.space = Space(disk, SpaceTerms(limit, reserve=0), clock, self.log)
+        self.shelf = FileShelf(self.space, content.source, self.log)
         self.cache = Cache(
-            self.objects,
+            self.shelf,
             MemoryMetadata(self.files),
             content.source,
             root=content.publisher.root,
-            limit=limit,
             clock=clock,
         )
+
+    def has(self, path: str) -> bool:
+        return (self.folder / path).exists()
 
 
 @pytest.fixture
@@ -44,8 +52,8 @@ async def content(clock: ManualClock) -> Content:
 
 
 @pytest.fixture
-def relay(content: Content, clock: ManualClock) -> Relay:
-    return Relay(content, clock)
+def relay(content: Content, clock: ManualClock, tmp_path: Path) -> Relay:
+    return Relay(content, tmp_path, clock, 10 << 20)
 
 
 async def put(content: Content, data: bytes) -> str:
@@ -70,39 +78,53 @@ async def test_those_who_wait_go_on_when_the_first_one_leaves(
     await asyncio.sleep(0)
     first.cancel()
     await second
-    assert relay.source.content(path)
+    assert relay.has(path)
 
 
 async def test_a_lying_hub_is_not_believed_and_heals(content: Content, relay: Relay) -> None:
     path = path_of(await put(content, b"truth"))
-    content.source.lie(path, lambda _: packing.pack(b"lie"))
+    content.source.lie(path, lambda _: packing.pack(b"lie"), times=2)
     with pytest.raises(Untrusted):
         await relay.cache.ensure(path)
-    assert relay.source.content(path) is None
+    assert not relay.has(path)
     await relay.cache.ensure(path)
-    assert relay.source.content(path) is not None
+    assert relay.has(path)
 
 
 async def test_the_disk_is_bounded_and_the_least_used_goes_first(
-    content: Content, clock: ManualClock
+    content: Content, clock: ManualClock, tmp_path: Path
 ) -> None:
-    relay = Relay(content, clock, limit=35_000)
+    relay = Relay(content, tmp_path, clock, limit=35_000)
     paths = [path_of(await put(content, os.urandom(10_000))) for _ in range(5)]
     for path in paths[:3]:
         await relay.cache.ensure(path)
     await relay.cache.ensure(paths[0])
     await relay.cache.ensure(paths[3])
     assert relay.cache.stored_bytes <= 35_000
-    assert [relay.source.content(p) is not None for p in paths] == [True, False, True, True, False]
+    assert [relay.has(p) for p in paths] == [True, False, True, True, False]
 
 
-async def test_what_is_pinned_stays(content: Content, clock: ManualClock) -> None:
-    relay = Relay(content, clock, limit=15_000)
-    digests = [await put(content, os.urandom(10_000)) for _ in range(3)]
-    relay.cache.pin([digests[0]])
-    for digest in digests:
-        await relay.cache.ensure(path_of(digest))
-    assert digests[0] in relay.objects.packed
+async def test_what_a_channel_leads_to_outlives_everything_else(
+    content: Content, clock: ManualClock, tmp_path: Path
+) -> None:
+    relay = Relay(content, tmp_path, clock, limit=60_000)
+    app = {"bin/run": b"1", "share/data": os.urandom(30_000)}
+    channel = await content.announce(1, await content.release({"till": app}))
+    await relay.cache.offer(content.publisher.metadata_for("lab"))
+    relay.cache.pin([channel])
+    data = path_of(Digest.of(app["share/data"]).sha256)
+    for path in [path_of(digest) for digest in content.objects.packed]:
+        await relay.cache.ensure(path)
+    others = [path_of(await put(content, os.urandom(10_000))) for _ in range(8)]
+    for path in others:
+        await relay.cache.ensure(path)
+    assert relay.has(data)
+    assert relay.cache.stored_bytes <= 60_000
+    assert [relay.has(path) for path in others] == [False] * 6 + [True] * 2
+    relay.cache.pin([])
+    for path in others:
+        await relay.cache.ensure(path)
+    assert not relay.has(data)
 
 
 async def test_nodes_are_served_while_the_hub_is_away(

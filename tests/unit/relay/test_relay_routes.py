@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -45,7 +44,6 @@ class Relay:
             self.relaying,
             self.waiters,
             unused,
-            Path("unused"),
             unused,
             lambda: None,
             unused,

@@ -19,7 +19,7 @@ from typing import IO
 import zstandard
 
 from edgewise.delivery import packing
-from edgewise.delivery.ports import CacheStore
+from edgewise.delivery.ports import ObjectStore
 from edgewise.model.errors import NotFound, Untrusted
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
@@ -96,21 +96,6 @@ class FileObjects:
         except FileNotFoundError:
             raise NotFound(f"object {sha256[:12]} is not kept here") from None
 
-    def kept(self) -> tuple[tuple[str, int], ...]:
-        """See ``CacheStore.kept``."""
-        found = [
-            (about.st_mtime, folder.name + path.stem, about.st_size)
-            for folder in (self._root / "objects").iterdir()
-            if folder != self._incoming
-            for path in folder.iterdir()
-            for about in (path.stat(),)
-        ]
-        return tuple((sha256, size) for _, sha256, size in sorted(found))
-
-    def forget(self, sha256: str) -> None:
-        """See ``CacheStore.forget``."""
-        self.path(sha256).unlink(missing_ok=True)
-
     async def collect(self, keep: Collection[str], *, unused_since: float) -> int:
         """Delete objects outside ``keep`` that were stored before ``unused_since``.
 
@@ -176,5 +161,5 @@ def _settle(file: IO[bytes], waiting: Path, final: Path) -> int:
     return size
 
 
-def _meets_its_port(store: FileObjects) -> CacheStore:
+def _meets_its_port(store: FileObjects) -> ObjectStore:
     return store

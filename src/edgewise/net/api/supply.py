@@ -13,6 +13,7 @@ from edgewise.delivery.on_hub import Publisher
 from edgewise.delivery.ports import ObjectStore
 from edgewise.model.errors import BadUsage, Conflict, NotFound, Untrusted
 from edgewise.model.names import Digest
+from edgewise.net import contents
 from edgewise.net.api.journal import Journal
 from edgewise.net.routes import (
     MEMBERS,
@@ -32,12 +33,10 @@ from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Release
 from edgewise.protocol.media import MediaReply, MediaRequest
 
-_SAFE: Final = re.compile(r"(?:objects|tuf)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
-_TYPES: Final = {".json": "application/json", ".zst": "application/zstd"}
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
-FRESH: Final = "no-cache"
-"""Ask again every time; the ETag makes the answer small."""
-MUTABLE: Final = frozenset({"tuf/timestamp.json"})
+_SAFE: Final = re.compile(
+    r"objects/[0-9a-f]{2}/[0-9a-f]{62}\.zst|deltas/[0-9a-f]{2}/[0-9a-f]{62}\.ewd"
+    r"|tuf/[A-Za-z0-9_-][A-Za-z0-9._-]*"
+)
 BUILDS_BODY: Final = 64 << 20
 """builds.json and the small documents that a build of many trees adds, in base64."""
 MISSING_AT_ONCE: Final = 100_000
@@ -157,14 +156,14 @@ class SupplyRoutes:
             Route(
                 "GET",
                 "/v1/content/{path*}",
-                "TUF metadata and objects, as nodes and relays fetch them",
+                "TUF metadata, objects and deltas, as nodes and relays fetch them",
                 self.content,
                 MEMBERS,
                 response=bytes,
                 errors=(NotFound,),
                 content_type="application/octet-stream",
                 needs="viewer",
-                description="Static files: Range and ETag work, and everything but "
+                description="Static files: Range, ETag and HEAD work, and everything but "
                 "tuf/timestamp.json is immutable.",
             ),
         ]
@@ -229,7 +228,7 @@ class SupplyRoutes:
             raise NotFound(
                 f"there is no release {sha256[:12]}", hint="`edgewise rollout ls` shows them"
             ) from error
-        return Bytes(data, headers={"Cache-Control": IMMUTABLE})
+        return Bytes(data, headers={"Cache-Control": contents.IMMUTABLE})
 
     async def content(self, call: Call[None]) -> FileAnswer:
         """GET /v1/content/{path}."""
@@ -238,10 +237,12 @@ class SupplyRoutes:
         file = self._content / path
         if not _SAFE.fullmatch(path) or len(path) > 500 or not file.is_file():
             raise NotFound(f"there is no content at {path[:200]!r}")
+        fresh = path in contents.MUTABLE
         return FileAnswer(
             file,
-            _TYPES.get(file.suffix, "application/octet-stream"),
-            FRESH if path in MUTABLE else IMMUTABLE,
+            contents.TYPES.get(file.suffix, "application/octet-stream"),
+            contents.FRESH if fresh else contents.IMMUTABLE,
+            "" if fresh else contents.name_tag(path),
         )
 
 

@@ -1,0 +1,232 @@
+"""Content from several places: sibling relays, plain file servers, the hub.
+
+Nobody is believed: whoever reads verifies. This file only chooses whom to ask, keeps to the
+rate that the line was given, and moves on to the next when somebody fails or lied. Standard
+library and msgspec only: a node's worker uses it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from edgewise.delivery.brake import Brake
+from edgewise.delivery.ports import NotHere, Opened, Upstream
+from edgewise.delivery.sources import REMEMBERED, Choice
+from edgewise.model.errors import BadUsage, EdgewiseError, NotFound, TryLater, Untrusted
+from edgewise.net.client import NO_HEADERS, Client, Endpoint
+from edgewise.net.tls import public_context
+from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import Log
+
+ROOT: Final = "/v1/content/"
+ONLY_CACHED: Final = {"cache-control": "only-if-cached"}
+"""RFC 9111, section 5.2.1.7: answer from the store, or with 504."""
+URLS: Final = 16 << 10
+"""Characters of a file with URLs."""
+PLAIN_CONNECTIONS: Final = 8
+"""To a plain file server: many small files are bound by round trips."""
+
+
+@dataclass(slots=True)
+class Origin:
+    """One source of content."""
+
+    name: str
+    """For people."""
+    client: Client
+    root: str = ROOT
+    """The content root's path there."""
+    wants: Callable[[str], bool] = lambda path: True
+    """Whether it is asked for such a path."""
+    only_cached: bool = False
+    """A sibling: it must not ask others in turn."""
+    brake: Brake | None = None
+
+    @asynccontextmanager
+    async def open(
+        self, path: str, span: tuple[int, int | None], at_most: int
+    ) -> AsyncIterator[Opened]:
+        """See ``Upstream.open``. Raises NotHere when a sibling does not have it."""
+        headers = ONLY_CACHED if self.only_cached else NO_HEADERS
+        opening = self.client.open(self.root + path, span, at_most=at_most, headers=headers)
+        async with opening as download:
+            if download.size < 0:
+                raise Untrusted(f"{self.name} does not say how long {path} is")
+            yield Opened(download.size, self._paced(download.pieces))
+
+    async def _paced(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        clock = self.client.clock
+        async with aclosing(pieces) as inner:  # type: ignore[type-var]
+            async for piece in inner:
+                wait = self.brake.take(len(piece), clock.monotonic()) if self.brake else 0.0
+                yield piece
+                if wait > 0:
+                    await clock.sleep(timedelta(seconds=wait))
+
+
+@dataclass
+class Sources:
+    """Several origins as one (``delivery.ports.Upstream``), the last of which has everything."""
+
+    origins: tuple[Origin, ...]
+    clock: Clock
+    log: Log | None = None
+    choice: Choice = field(init=False)
+    _whole: OrderedDict[str, None] = field(init=False, default_factory=OrderedDict)
+    """Newest paths that were read from start to end."""
+
+    def __post_init__(self) -> None:
+        self.choice = Choice(origin.name for origin in self.origins)
+
+    @asynccontextmanager
+    async def open(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[Opened]:
+        """See ``Upstream.open``: of the first origin that answers."""
+        said: list[EdgewiseError] = []
+        for index in self.choice.order(self.clock.monotonic()):
+            origin = self.origins[index]
+            if not origin.wants(path):
+                continue
+            opening = origin.open(path, (start, end), at_most)
+            try:
+                opened = await opening.__aenter__()
+            except EdgewiseError as error:
+                self._failed(index, path, error)
+                said.append(error)
+                continue
+            try:
+                yield Opened(opened.size, self._counted(index, path, opened.pieces))
+            except BaseException as error:
+                await opening.__aexit__(type(error), error, error.__traceback__)
+                raise
+            await opening.__aexit__(None, None, None)
+            return
+        raise _worst(path, said)
+
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """See ``Source.read``. Whoever reads all of a path again did not like what it got: who
+        gave that is asked last for a while."""
+        all_of_it = start == 0 and end is None
+        if all_of_it and self._whole.pop(path, self) is None and immutable(path):
+            self.blame(path, f"{path} was asked for again")
+        async with self.open(path, at_most=at_most, start=start, end=end) as opened:
+            async with aclosing(opened.pieces) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
+        if all_of_it:
+            self._whole[path] = None
+            if len(self._whole) > REMEMBERED:
+                self._whole.popitem(last=False)
+
+    def blame(self, path: str, why: str) -> None:
+        """See ``Upstream.blame``."""
+        guilty = self.choice.blame(path, why, self.clock.monotonic())
+        if self.log is not None and guilty:
+            names = ", ".join(guilty)
+            self.log.event("a source is not believed", "warning", source=names, because=why)
+
+    async def close(self) -> None:
+        """Close the connections of every origin."""
+        for origin in self.origins:
+            await origin.client.close()
+
+    async def _counted(
+        self, index: int, path: str, pieces: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(pieces) as inner:  # type: ignore[type-var]
+                async for piece in inner:
+                    self.choice.gave(index, path, len(piece))
+                    yield piece
+        except EdgewiseError as error:
+            self._failed(index, path, error)
+            raise
+
+    def _failed(self, index: int, path: str, error: EdgewiseError) -> None:
+        now = self.clock.monotonic()
+        standing = self.choice.standings[index]
+        last = index == len(self.origins) - 1
+        match error:
+            case NotHere() | NotFound():
+                return  # it is well, it only does not have this
+            case Untrusted():
+                self.choice.lied(index, str(error), now)
+            case _:
+                self.choice.failed(index, str(error), now)
+        if self.log is not None and not last and standing.failures <= 1:
+            self.log.event(
+                "a source of content fails",
+                "warning",
+                source=standing.name,
+                path=path,
+                because=str(error),
+            )
+
+
+def urls_in(file: Path) -> tuple[str, ...]:
+    """URLs of plain file servers, one a line; none where there is no such file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            text = lines.read(URLS)
+    except FileNotFoundError:
+        return ()
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def plain_origin(url: str, clock: Clock, brake: Brake | None = None) -> Origin:
+    """A plain file server or CDN, whose ``url`` stands for the content root. It shows no
+    certificate of ours and gets none. Raises BadUsage."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:
+        raise BadUsage(f"{url!r} is no URL") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise BadUsage(f"{url!r} is not like https://cdn.example/edgewise", hint="no query")
+    if parts.username or parts.password:
+        raise BadUsage(f"{url!r} holds a password", hint="everything there is public or sealed")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    tls = public_context() if parts.scheme == "https" else None
+    client = Client(Endpoint((f"{parts.scheme}://{host}{port}",), tls), clock, PLAIN_CONNECTIONS)
+    root = parts.path.rstrip("/") + "/"
+    return Origin(f"{host}{port}", client, root, immutable, brake=brake)
+
+
+def immutable(path: str) -> bool:
+    """Whether a path always holds the same bytes: a stale copy is then as good as a fresh one.
+
+    The timestamp, and root files, whose absence means "none newer", come from hub or relay.
+    """
+    return path != "tuf/timestamp.json" and not path.endswith(".root.json")
+
+
+def on_shelf(path: str) -> bool:
+    """Objects and deltas: what siblings are asked for. Metadata is small and comes from the
+    hub, by itself."""
+    return path.startswith(("objects/", "deltas/"))
+
+
+def _worst(path: str, said: list[EdgewiseError]) -> EdgewiseError:
+    if not said:
+        return NotFound(f"no source has {path}")
+    if len(said) == 1:
+        return said[0]
+    for kind in (TryLater, Untrusted):
+        real = [e for e in said if isinstance(e, kind) and not isinstance(e, NotHere)]
+        if real:
+            return kind("; ".join(map(str, real))[:600])
+    return said[-1]
+
+
+def _meets_its_port(sources: Sources) -> Upstream:
+    return sources
