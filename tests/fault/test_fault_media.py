@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgewise.backends.files.bundle import INDEX, Bundle, write_bundle
+from edgewise.backends.files.cache_files import CacheFiles
 from edgewise.backends.files.node_store import NodeStore
-from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.files.shelf import FileShelf
+from edgewise.backends.files.space import Space, SpaceTerms
 from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.backends.tuf.repository import FileMetadata
@@ -35,6 +37,7 @@ from edgewise.protocol.media import MEDIA, BundleIndex, MediaRequest
 from edgewise.roles.media_relay import Filling
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.content import PLATFORM, Content
+from edgewise.testing.log import ListLog
 from edgewise.testing.source import MemorySource
 
 OLD = {"bin/run": b"old release", "data/same": b"same" * 1000}
@@ -342,15 +345,17 @@ async def test_a_relay_serves_a_cut_off_site_from_a_stick(site: Site) -> None:
     memory = SqliteRelayMemory(database)
     filling = Filling(state / "content", memory, site.root, site.clock)
     assert (await filling.fill(Bundle.open(stick), dry_run=True)).objects > 0
-    assert not FileObjects(state / "content").kept()
+    assert not list(CacheFiles(state / "content").kept())
     cached = await filling.fill(Bundle.open(stick))
     assert (cached.fleet, cached.release, cached.fresh) == ("lab", site.new, True)
     known = await memory.known()
     assert known.channels["lab"].sequence == 2
     assert set(known.records) == {"n1"}
     # The relay as it starts afterwards, without a hub.
-    objects, files = FileObjects(state / "content"), FileMetadata(state / "content/tuf")
-    cache = Cache(objects, files, NOWHERE, root=site.root, limit=1 << 30, clock=site.clock)
+    files = FileMetadata(state / "content/tuf")
+    space = Space(CacheFiles(state / "content"), SpaceTerms(1 << 30), site.clock, ListLog())
+    shelf = FileShelf(space, NOWHERE, ListLog())
+    cache = Cache(shelf, files, NOWHERE, root=site.root, clock=site.clock)
     verified = await site.trust().verify(await cache.bundle("lab"), known.records["n1"], NOWHERE)
     assert verified.channel is not None
     assert verified.channel.stable == site.new

@@ -7,22 +7,27 @@ the same checks, so that the relay's nodes are served without any network beyond
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edgewise.backends.files.bundle import Bundle
+from edgewise.backends.files.cache_files import CacheFiles
 from edgewise.backends.files.objects import FileObjects
+from edgewise.backends.files.shelf import FileShelf
+from edgewise.backends.files.space import Space, SpaceTerms
 from edgewise.backends.sqlite.relay import SqliteRelayMemory, open_relay_database
 from edgewise.backends.tuf.repository import FileMetadata
 from edgewise.delivery import packing, trust
 from edgewise.delivery.media import check_time, open_offer
 from edgewise.delivery.on_relay import Cache
 from edgewise.delivery.plan import RESERVE
+from edgewise.delivery.ports import Opened
 from edgewise.delivery.view import View, read_view
 from edgewise.identity.on_agent import MachineIdentity
-from edgewise.model.errors import NeedsPerson, Untrusted
+from edgewise.model.errors import NeedsPerson, NotFound, Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.content import channel_target, object_path
 from edgewise.protocol.media import MEDIA
@@ -30,6 +35,7 @@ from edgewise.protocol.sync import RelayNews
 from edgewise.rollout.fanout import learn
 from edgewise.rollout.relay_ports import RelayMemory
 from edgewise.runtime.clock import Clock
+from edgewise.runtime.log import StreamLog
 
 _SLACK: Final = 1 << 30
 """Above what is here and comes: filling evicts nothing; the relay's own limit does, later."""
@@ -88,14 +94,15 @@ class Filling:
         """See ``import_on_relay``."""
         files, now = bundle.metadata(), self.clock.now()
         objects = FileObjects(self.content)
-        cache = Cache(
-            objects,
-            FileMetadata(self.content / "tuf"),
-            bundle,
-            root=self.root,
-            limit=sum(size for _, size in (*objects.kept(), *bundle.objects())) + _SLACK,
-            clock=self.clock,
-        )
+        disk = CacheFiles(self.content)
+        limit = sum(size for _, size in bundle.objects()) + _SLACK
+        limit += sum(file.size for file in disk.kept())
+        log = StreamLog(self.clock, "relay", lowest="warning")
+        space = Space(disk, SpaceTerms(limit), self.clock, log)
+        sizes = {object_path(sha256): size for sha256, size in bundle.objects()}
+        shelf = FileShelf(space, _Given(bundle, sizes), log)
+        metadata = FileMetadata(self.content / "tuf")
+        cache = Cache(shelf, metadata, bundle, root=self.root, clock=self.clock)
         order = open_offer(files, cache.root, None)
         check_time(order.media, max(now, order.media.issued))
         view = read_view(lambda path: files.get(path.removeprefix("tuf/")), now, self.root)
@@ -115,6 +122,33 @@ class Filling:
                 self.progress(done, total)
         await _learn(self.memory, bundle, view, channel.fleet)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The bundle in the hub's place (``delivery.ports.Upstream``)."""
+
+    bundle: Bundle
+    sizes: dict[str, int]
+    """Packed bytes by path."""
+
+    def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        return self.bundle.read(path, at_most=at_most, start=start, end=end)
+
+    @asynccontextmanager
+    async def open(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[Opened]:
+        if path not in self.sizes:
+            raise NotFound(f"the bundle has no {path}")
+        pieces = self.read(path, at_most=at_most, start=start, end=end)
+        async with aclosing(pieces):  # type: ignore[type-var]
+            yield Opened(self.sizes[path], pieces)
+
+    def blame(self, path: str, why: str) -> None:
+        """There is nobody else to ask."""
 
 
 async def _learn(memory: RelayMemory, bundle: Bundle, view: View, fleet: str) -> None:
