@@ -156,7 +156,9 @@ def first_install(new: Path) -> dict[str, float]:
         with room(work, "ostree") as place:
             theirs: Moved = delta_rivals.ostree_first(place, target)
         with room(work, "edgewise") as place:
-            moved, made, node = Ours(place, target, target).first_install()
+            ours = Ours(place, target, target)
+            ours.program("publish", ours.site, target)
+            moved, made, node = ours.first_install()
     return {
         "first_install_requests": moved.requests,
         "first_install_bytes": moved.bytes,

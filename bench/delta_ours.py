@@ -12,13 +12,14 @@ signature is taken as given, and the tree of an operating system is let in as an
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from delta_measure import Cost, Moved, compare, run, serving
 from delta_rivals import Outcome, median_of, repeated
@@ -74,7 +75,8 @@ class Ours:
                 state = self.work / f"node{number}"
                 subprocess.run(["cp", "-al", base, state], check=True)
                 release = (self.site / f"{self.new.name}.release").read_text()
-                cost = self.program("fetch", state, server.url, release, "deltas.json")
+                listed = (self.site / "deltas.sha256").read_text()
+                cost = self.program("fetch", state, server.url, release, listed)
                 if not number:
                     compare(self.new, state / "releases" / release / "apps/system")
                 shutil.rmtree(state)
@@ -95,7 +97,8 @@ class Ours:
         state = self.work / "first"
         with serving(self.site) as server:
             release = (self.site / f"{self.new.name}.release").read_text()
-            cost = self.program("fetch", state, server.url, release, "deltas.json")
+            listed = (self.site / "deltas.sha256").read_text()
+            cost = self.program("fetch", state, server.url, release, listed)
             moved = server.moved
         compare(self.new, state / "releases" / release / "apps/system")
         shutil.rmtree(state)
@@ -108,17 +111,18 @@ class Ours:
 def publish(site: Path, directory: Path) -> None:
     """A release with that directory as its one app."""
     from edgewise.backends.files.objects import FileObjects
-    from edgewise.backends.files.trees import scan
+    from edgewise.backends.files.system_trees import read_system
     from edgewise.delivery.trees import reference
     from edgewise.model.names import Digest
     from edgewise.protocol.codec import encode
     from edgewise.protocol.content import PartRef, ProcessApp, Release
 
-    tree = scan(directory, system=True)
+    tree = read_system(directory, _digest)
     ref, manifest = reference(tree)
     app = encode(ProcessApp("system", {PLATFORM: ref}, ("sbin/init",)))
     parts = (PartRef("app", "system", (), {"": Digest.of(app).sha256}),)
     release = encode(Release("bench", parts))
+
     objects = FileObjects(site)
 
     async def keep() -> None:
@@ -133,9 +137,16 @@ def publish(site: Path, directory: Path) -> None:
     (site / f"{directory.name}.release").write_text(Digest.of(release).sha256)
 
 
+def _digest(content: IO[bytes]) -> tuple[str, int]:
+    found = hashlib.file_digest(content, "sha256")
+    return found.hexdigest(), content.tell()
+
+
 def make(site: Path, old: Path | None, new: Path, *, regzip: bool) -> None:
     """A delta (without ``old``: a pack), and its place in the site's list."""
     from edgewise.backends.files.delta_maker import MakeTerms, make_delta
+    from edgewise.backends.files.objects import FileObjects
+    from edgewise.model.names import Digest
     from edgewise.protocol.codec import decode, encode
     from edgewise.protocol.delta import DeltaList, delta_path
 
@@ -150,7 +161,10 @@ def make(site: Path, old: Path | None, new: Path, *, regzip: bool) -> None:
     if known.exists():
         deltas += decode(known.read_bytes(), DeltaList, what="list", at_most=1 << 20).deltas
     deltas.sort(key=lambda ref: (ref.tree, ref.base))
-    known.write_bytes(encode(DeltaList(tuple(deltas))))
+    listed = encode(DeltaList(tuple(deltas)))
+    known.write_bytes(listed)
+    (site / "deltas.sha256").write_text(Digest.of(listed).sha256)
+    asyncio.run(FileObjects(site).put(Digest.of(listed).sha256, listed))
 
 
 def _side(site: Path, directory: Path) -> Side:
@@ -189,24 +203,33 @@ class Folder:
                 yield piece
 
 
+@dataclass
 class Permits:
-    """``delivery.ports.Trust`` that takes a builder's signature as given."""
+    """``delivery.ports.Trust`` that takes a builder's signature as given, and a channel's."""
+
+    listed: str
+    """Digest of the list of deltas that the channel names."""
 
     async def permission(self, release: str, source: Source) -> int:
         return 1 << 20
 
+    def deltas(self) -> str:
+        return self.listed
 
-async def fetch(state: Path, release: str, source: Source, deltas: bytes) -> None:
-    """What the worker does with a release that the channel says, and the list of deltas there."""
-    sys.path.insert(0, "/tmp")
+
+async def fetch(state: Path, release: str, source: Source, listed: str) -> None:
+    """What the worker does with a release that the channel says."""
+    from edgewise.backends.files import recompress
     from edgewise.backends.files.node_store import NodeStore
     from edgewise.delivery import on_agent
     from edgewise.protocol.channel import NodeRecord
 
     on_agent.refuse_privilege = lambda tree: None
     store = NodeStore(state)
-    record, terms = NodeRecord("node", 1, fleet="bench"), on_agent.Terms(PLATFORM)
-    await on_agent.fetch(release, record, terms, trust=Permits(), store=store, source=source)
+    record = NodeRecord("node", 1, fleet="bench")
+    terms = on_agent.Terms(PLATFORM, recompression=recompress)
+    trust = Permits(listed)
+    await on_agent.fetch(release, record, terms, trust=trust, store=store, source=source)
     store.activate(release)
 
 
@@ -215,9 +238,7 @@ async def over_http(state: Path, url: str, release: str, listed: str) -> None:
     from edgewise.net.client import Client, Endpoint, HttpSource
 
     async with Client(Endpoint((url,)), connections=8) as client:
-        source = HttpSource(client, "/")
-        deltas = b"".join([p async for p in source.read(listed, at_most=1 << 20)])
-        await fetch(state, release, source, deltas)
+        await fetch(state, release, HttpSource(client, "/"), listed)
 
 
 def main(verb: str, *words: str) -> None:
@@ -229,7 +250,7 @@ def main(verb: str, *words: str) -> None:
             make(Path(site), None if old == "-" else Path(old), Path(new), regzip=how == "regzip")
         case "install", (state, site, tree):
             release = (Path(site) / f"{tree}.release").read_text()
-            asyncio.run(fetch(Path(state), release, Folder(Path(site)), b""))
+            asyncio.run(fetch(Path(state), release, Folder(Path(site)), ""))
         case "fetch", (state, url, release, listed):
             asyncio.run(over_http(Path(state), url, release, listed))
         case _:
