@@ -59,17 +59,18 @@ def measure(old: Path, new: Path, times: int = TIMES) -> Found:
             target.mkdir()
             skipped = copy_tree(source, target)
             print(f"  {source}: left out {skipped}", flush=True)
-        found = {}
-        for name in ("casync", "ostree"):
-            with room(work, name) as place:
-                found[name] = getattr(delta_rivals, name)(place, before, after, times)
-                say(name, found[name])
+        with room(work, "casync") as place:
+            casync = delta_rivals.casync(place, before, after)
+            say("casync", casync)
+        with room(work, "ostree") as place:
+            ostree = delta_rivals.ostree(place, before, after, times)
+            say("ostree", ostree)
         with room(work, "edgewise") as place:
             ours = Ours(place, before, after)
             outcomes = ours.measured(times)
             for one in outcomes:
                 say("edgewise", one)
-        return Found(found["ostree"], found["casync"], outcomes[0], (*outcomes, None)[1])
+        return Found(ostree, casync, outcomes[0], (*outcomes, None)[1])
 
 
 @contextlib.contextmanager

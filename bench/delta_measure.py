@@ -64,7 +64,7 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Cost:
         if code:
             tail = said.read_bytes()[-4000:].decode(errors="replace")
             raise RuntimeError(f"{' '.join(map(str, command))[:300]}: exit {code}\n{tail}")
-        return Cost(cpu, peak, wall, most)
+        return Cost(cpu, peak, wall, max(most, peak))
 
 
 def _watch(process: subprocess.Popen[bytes]) -> float:

@@ -159,8 +159,8 @@ def _ostree(verb: str, repo: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def casync(work: Path, old: Path, new: Path, times: int) -> Outcome:
-    """Indexes and a store of chunks; a node that has the old tree as its seed."""
+def casync(work: Path, old: Path, new: Path) -> Outcome:
+    """Indexes and a store of chunks; a node that has the old tree as its seed. Measured once."""
     site = work / "site"
     site.mkdir()
     store = f"--store={site / 'store'}"
@@ -186,7 +186,7 @@ def casync(work: Path, old: Path, new: Path, times: int) -> Outcome:
             shutil.rmtree(out)
             return cost
 
-        costs, moved = repeated(times, server, update)
+        costs, moved = repeated(1, server, update)
     return Outcome(
         bytes=moved[0].bytes,
         requests=moved[0].requests,
