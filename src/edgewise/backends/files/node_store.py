@@ -57,6 +57,9 @@ class NodeStore:
         self._releases = root / "releases"
         self._staging = root / "staging"
         self._partials = root / "staging" / "partial"
+        self._listed: dict[str, dict[str, tuple[str, ...]]] | None = None
+        """While a fetch runs: folder of ``objects`` to object to its keys."""
+        self._changes = 0
         # Nobody but the agent needs what is kept, and old setuid files are among it.
         for folder in (root / "store", self._staging):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,7 +188,13 @@ class NodeStore:
     def fetching(self) -> Iterator[None]:
         """See ``NodeFiles.fetching``."""
         with self._lock(fcntl.LOCK_SH):
-            yield
+            # Nobody else deletes objects meanwhile, so that each folder is listed once, and not
+            # for each of its files: two seconds for the root of an operating system.
+            self._listed = {}
+            try:
+                yield
+            finally:
+                self._listed = None
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[bool]:
@@ -233,14 +242,31 @@ class NodeStore:
 
     def kept(self, sha256: str) -> tuple[str, ...]:
         """See ``NodeFiles.kept``."""
-        folder = self._objects / sha256[:2]
-        prefix = f"{sha256[2:]}-"
+        return self._names(sha256[:2]).get(sha256[2:], ())
+
+    def _names(self, folder: str) -> dict[str, tuple[str, ...]]:
+        """The keys of each object in a folder of ``objects``."""
+        listed, changes = self._listed, self._changes
+        if listed is not None and folder in listed:
+            return listed[folder]
+        found: dict[str, tuple[str, ...]] = {}
         try:
-            names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+            names = sorted(os.listdir(self._objects / folder))
         except FileNotFoundError:
-            return ()
-        keys = sorted(name.removeprefix(prefix) for name in names)
-        return tuple(key for key in keys if _KEY.fullmatch(key))
+            names = []
+        for name in names:
+            rest, _, key = name.partition("-")
+            if _KEY.fullmatch(key):
+                found[rest] = (*found.get(rest, ()), key)
+        if listed is not None and changes == self._changes:
+            listed[folder] = found
+        return found
+
+    def _changed(self, sha256: str) -> None:
+        """An object came or went."""
+        self._changes += 1
+        if (listed := self._listed) is not None:
+            listed.pop(sha256[:2], None)
 
     def verify(
         self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
@@ -255,6 +281,7 @@ class NodeStore:
             if error.errno != errno.ELOOP:
                 raise
             path.unlink()
+            self._changed(sha256)
             return False
         with open(fd, "rb") as file:
             sound = hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -262,6 +289,7 @@ class NodeStore:
             sound = sound and (xattrs is None or _has_xattrs(fd, xattrs))
         if not sound:
             path.unlink()
+            self._changed(sha256)
         return sound
 
     def keep_file(self, sha256: str, attributes: Attributes, content: Iterator[bytes]) -> None:
@@ -277,6 +305,7 @@ class NodeStore:
             final = self._object(sha256, attributes.key)
             final.parent.mkdir(exist_ok=True)
             os.rename(waiting, final)
+            self._changed(sha256)
 
     def copy(self, sha256: str, have: str, want: Attributes) -> None:
         """See ``NodeFiles.copy``."""
