@@ -212,6 +212,37 @@ def about(home: Path) -> dict[str, object]:
     }
 
 
+TARGETS = {
+    "bytes_vs_ostree": "0.6",
+    "producer_cpu_vs_ostree": "0.6",
+    "node_cpu_vs_ostree": "1.5",
+    "plain_node_cpu_vs_ostree": "1.0",
+    "node_extra_mib": "64",
+}
+
+
+def table() -> str:
+    """The kept figures for docs/benchmarks.md: a row for a figure, a column for a pair."""
+    document = json.loads((RESULTS / "delta.json").read_text())
+    said, names = document["figures"], list(document["pairs"])
+    lines = [f"| `PAIR.` | Target | {' | '.join(f'`{name}`' for name in names)} |"]
+    lines.append("| --- " * (2 + len(names)) + "|")
+    for key in (key for key in said if key.startswith(f"{names[0]}.")):
+        row = key.partition(".")[2]
+        values = [said[f"{name}.{row}"] for name in names]
+        shown = [f"{v:,.0f}" if "bytes" in row and v > 100 else f"{v:,.3f}" for v in values]
+        lines.append(f"| `{row}` | {TARGETS.get(row, '')} | {' | '.join(shown)} |")
+    first = [key for key in said if key.startswith("first_install")]
+    lines += ["", *(f"| `{key}` | {said[key]:,.3f} |" for key in first)]
+    for name in names:
+        about_pair = document["pairs"][name]
+        lines.append(
+            f"`{name}`: {about_pair['title']}; {about_pair['packages']} packages,"
+            f" {len(about_pair['came'])} of them new."
+        )
+    return "\n".join(lines)
+
+
 def of_debian(names: list[str], home: Path) -> None:
     """Measure the named pairs; figures of others that were measured before stay."""
     kept = RESULTS / "delta.json"
@@ -238,7 +269,11 @@ def main() -> None:
     parser.add_argument("--from", dest="old", type=Path, metavar="DIR")
     parser.add_argument("--to", dest="new", type=Path, metavar="DIR")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the kept figures for the docs")
     given = parser.parse_args()
+    if given.table:
+        print(table())
+        return
     needed = PROGRAMS[: 3 if not (given.quick or given.old) else 2]
     missing = [name for name in needed if shutil.which(name) is None]
     if missing:
