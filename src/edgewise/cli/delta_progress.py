@@ -59,7 +59,7 @@ def progress_of(line: DeltaLine) -> str:
             return f"{start}: {size(line.size)} of {size(line.plain)}, {rest}"
         case "Making":
             step = line.percent // SHOW_EVERY * SHOW_EVERY
-            return f"{start}: {step} % made" if step else ""
+            return f"{start}: {step} % made" if 0 < step < 100 else ""
         case "Failed":
             return f"{start}: failed, nodes fetch whole files: {line.why}"
         case _:
@@ -67,5 +67,6 @@ def progress_of(line: DeltaLine) -> str:
 
 
 def saving(line: DeltaLine) -> str:
-    """``97 %`` of what fetching whole files takes."""
-    return f"{100 - round(100 * line.size / max(1, line.plain))} %"
+    """``97 %`` of what fetching whole files takes; never all of it."""
+    left = max(1, round(100 * line.size / max(1, line.plain)))
+    return f"{100 - left} %"

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from edgewise.delivery.delta_ports import KeptDelta, PublishedTree
 from edgewise.model.errors import BadUsage
 from edgewise.protocol import limits
+from edgewise.protocol.content import Release
 from edgewise.protocol.delta import DeltaRef
 from edgewise.protocol.travel import TreeBytes, TreeChange
 
@@ -26,6 +27,12 @@ VERSIONS: Final = 20
 """More versions back is a node that was away for long: it takes a pack."""
 PACK_OBJECTS: Final = 8
 """A pack of fewer objects is a request or two less, and hardly a byte."""
+DOCUMENTS: Final = 64 << 10
+"""Bytes of documents in a list; packed about 8 KiB, less than two requests cost."""
+DOCUMENTS_WORTH: Final = 6
+"""A list without deltas is a request of its own, so it has to save more than a few."""
+FEW: Final = 4
+"""Variants of a part that go along: where there are more, most nodes need none of these."""
 LEAST: Final = 16 << 10
 """Bytes: what takes less to fetch whole is not worth a line in the list."""
 TRIES: Final = 3
@@ -192,6 +199,29 @@ def listed(
 
     chosen = sorted(fitting, key=rank)[:room]
     return tuple(sorted(chosen, key=lambda ref: (ref.tree, ref.base)))
+
+
+def parts_for_many(release: Release) -> tuple[str, ...]:
+    """Digests of the parts that a good part of the nodes need."""
+    return tuple(
+        dict.fromkeys(
+            digest
+            for ref in release.parts
+            if len(ref.variants) <= FEW
+            for digest in ref.variants.values()
+            if digest
+        )
+    )
+
+
+def that_fit(documents: Iterable[bytes], room: int = DOCUMENTS) -> tuple[str, ...]:
+    """Documents as texts, in this order, as long as there is room for them."""
+    found: list[str] = []
+    for document in documents:
+        if len(document) <= room:
+            room -= len(document)
+            found.append(document.decode())
+    return tuple(found)
 
 
 def unwanted(

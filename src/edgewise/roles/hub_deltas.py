@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from edgewise.delivery import deltas
-from edgewise.delivery.contents import objects_of_tree
+from edgewise.delivery.contents import named_by_part, objects_of_tree
 from edgewise.delivery.delta_ports import DeltaMaker, DeltaStore, KeptDelta, PublishedTree
 from edgewise.delivery.deltas import DeltaJob, DeltaSettings
 from edgewise.delivery.on_hub import Publisher
@@ -27,7 +27,7 @@ from edgewise.model.errors import EdgewiseError, NotFound, Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel
 from edgewise.protocol.codec import decode, encode
-from edgewise.protocol.content import Part, ProcessApp, Release
+from edgewise.protocol.content import Release
 from edgewise.protocol.delta import DeltaList, DeltaRef
 from edgewise.protocol.travel import DeltaLine, DeltaStatus, TreeBytes, TreeChange
 from edgewise.runtime.clock import Clock
@@ -63,7 +63,9 @@ class DeltaPlaces:
 class _Contents:
     """What of one release matters here."""
 
-    trees: frozenset[str]
+    trees: frozenset[str] = frozenset()
+    documents: tuple[str, ...] = ()
+    """Itself and its parts, as far as most nodes need them and they are small."""
 
 
 @dataclass(slots=True)
@@ -259,21 +261,29 @@ class HubDeltas:
         if release in self._releases:
             self._releases.move_to_end(release)
             return self._releases[release]
-        trees: set[str] = set()
+        found = _Contents()
         if release:
             with contextlib.suppress(NotFound, Untrusted):
-                data = await self._at.publisher.document(release, at_most=limits.RELEASE)
-                for digest in _apps(decode(data, Release, what="release", at_most=limits.RELEASE)):
-                    body = await self._at.publisher.document(digest, at_most=limits.PART)
-                    part: Part = decode(body, Part, what="part", at_most=limits.PART)  # type: ignore[arg-type]
-                    if isinstance(part, ProcessApp):
-                        trees |= {ref.sha256 for ref in part.trees.values()}
-        found = _Contents(frozenset(trees))
-        if trees:
-            self._releases[release] = found
-            while len(self._releases) > RELEASES_READ:
-                self._releases.popitem(last=False)
+                found = await self._read(release)
+                self._releases[release] = found
+        while len(self._releases) > RELEASES_READ:
+            self._releases.popitem(last=False)
         return found
+
+    async def _read(self, release: str) -> _Contents:
+        data = await self._at.publisher.document(release, at_most=limits.RELEASE)
+        named = decode(data, Release, what="release", at_most=limits.RELEASE)
+        shared = deltas.parts_for_many(named)
+        apps = _apps(named)
+        trees: set[str] = set()
+        documents = [data]
+        for digest in dict.fromkeys((*shared, *apps)):
+            body = await self._at.publisher.document(digest, at_most=limits.PART)
+            if digest in shared:
+                documents.append(body)
+            if digest in apps:
+                trees |= named_by_part(body).trees
+        return _Contents(frozenset(trees), deltas.that_fit(documents))
 
     async def _plain(self, job: DeltaJob) -> deltas.Plain:
         new = await self._sizes_of(job.tree)
@@ -328,7 +338,12 @@ class HubDeltas:
         refs, stable, candidate = await self._refs_for(channel)
         chosen = deltas.listed(refs, stable.trees, candidate.trees)
         self.nudge()
-        return encode(DeltaList(chosen)) if chosen else b""
+        texts = deltas.that_fit(
+            text.encode() for text in dict.fromkeys((*candidate.documents, *stable.documents))
+        )
+        if not chosen and len(texts) < deltas.DOCUMENTS_WORTH:
+            return b""
+        return encode(DeltaList(chosen, texts))
 
     async def _refs_for(self, channel: Channel) -> tuple[list[DeltaRef], _Contents, _Contents]:
         stable = await self._contents(channel.stable)
@@ -452,13 +467,13 @@ _STATES: Final[Mapping[str, Any]] = {
 }
 
 
-def _apps(release: Release) -> Iterable[str]:
-    """Digests of its apps' variants; only apps have trees."""
+def _apps(release: Release) -> Collection[str]:
+    """Digests of the variants of parts that may have trees."""
     digests = dict.fromkeys(
         digest
         for ref in release.parts
-        if ref.kind == "app"
+        if ref.kind in ("app", "other")
         for digest in (*ref.variants.values(), *ref.nodes.values())
         if digest
     )
-    return list(digests)[:APPS_READ]
+    return frozenset(list(digests)[:APPS_READ])

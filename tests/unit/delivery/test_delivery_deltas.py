@@ -12,6 +12,7 @@ from edgewise.delivery import deltas
 from edgewise.delivery.delta_ports import KeptDelta, PublishedTree
 from edgewise.delivery.deltas import DeltaJob, DeltaSettings, Plain, delta_settings
 from edgewise.model.errors import BadUsage
+from edgewise.protocol.content import PartRef, Release
 from edgewise.protocol.delta import DeltaRef
 from edgewise.protocol.travel import TreeChange
 
@@ -199,3 +200,11 @@ def test_versions_found_at_once_are_ordered_by_their_numbers() -> None:
 def test_settings_that_make_no_sense_are_refused(bad: tuple[int, int]) -> None:
     with pytest.raises(BadUsage):
         delta_settings(*bad)
+
+
+def test_parts_with_many_variants_and_large_ones_do_not_go_along() -> None:
+    one = PartRef("app", "till", (), {"": "a" * 64})
+    many = PartRef("config", "site", ("site",), {f"s{n}": f"{n:064x}" for n in range(9)})
+    none = PartRef("config", "old", (), {"": ""})
+    assert deltas.parts_for_many(Release("lab", (one, many, none))) == ("a" * 64,)
+    assert deltas.that_fit([b"a" * 50, b"b" * 60, b"c" * 40], room=100) == ("a" * 50, "c" * 40)

@@ -107,6 +107,18 @@ async def test_a_channel_without_deltas_names_no_list(hub: Hub) -> None:
     assert channel.deltas == ""
 
 
+async def test_the_release_and_its_parts_travel_with_the_list(hub: Hub) -> None:
+    for version in (1, 2):
+        await hub.publish(version)
+    await hub.settled()
+    channel = await hub.announce(1, 1, 2)
+    data = await hub.content.publisher.document(channel.deltas, at_most=limits.DELTA_LIST)
+    texts = decode(data, DeltaList, what="list").documents
+    digests = {Digest.of(text.encode()).sha256 for text in texts}
+    assert {hub.releases[1], hub.releases[2]} <= digests
+    assert len(texts) == 4
+
+
 async def test_a_channel_that_is_published_again_after_a_crash_is_no_conflict(hub: Hub) -> None:
     for version in (1, 2):
         await hub.publish(version)
