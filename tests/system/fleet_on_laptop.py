@@ -130,10 +130,10 @@ class Fleet:
     async def publish(self, version: str, *, healthy: bool = True) -> None:
         """Build, sign and publish ``hello``."""
         tree = self.laptop.directory / f"hello-{version}"
-        for path, text in program(version, healthy=healthy).items():
+        for path, content in program(version, healthy=healthy).items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_bytes(content)
             file.chmod(0o755 if path.startswith("bin/") else 0o644)
         built = str(self.laptop.directory / "built")
         await self.edgewise(

@@ -32,6 +32,7 @@ from edgewise.protocol.api import (
     TokenRequest,
     Trace,
 )
+from edgewise.protocol.travel import DeltaStatus
 from edgewise.roles.agent_egress import read_state
 from edgewise.roles.demo_fleet import (
     DemoNode,
@@ -275,13 +276,13 @@ class Demo:
         gone = self._size.of_region(away)
         # A node counts as offline after the policy's offline.after (8 s in the demo's repo).
         await self._until(lambda: self._online() <= len(here), f"{away} seen as offline")
-        await self._publish("1.2.0", healthy=True)
+        figures = await self._publish("1.2.0", healthy=True)
         commit = await self._commit("1.2.0", "good evening", "Roll out hello 1.2.0")
         await self._until(lambda: all(_says(n, "hello 1.2.0") for n in here), "the rest on 1.2.0")
         if not all(_says(node, "hello 1.0.0") for node in gone):
             raise NeedsPerson(f"an app in the cut-off region {away} does not answer any more")
         self._last = commit
-        return {"moved": len(here), "cut off and still serving": len(gone)}
+        return {**figures, "moved": len(here), "cut off and still serving": len(gone)}
 
     async def mend_region(self) -> Figures:
         """The line is back: nodes go straight to the newest release."""
@@ -304,10 +305,12 @@ class Demo:
             return trace if running == len(self._size.nodes) else None
 
         trace = await until(all_running, what="a receipt from every node", within=_WITHIN)
+        moved, full = trace.bytes_fetched, trace.bytes_full
         return {
             "receipts": len(trace.nodes),
-            "bytes_fetched_mb": round(trace.bytes_fetched / 1e6, 2),
-            "bytes_full_mb": round(trace.bytes_full / 1e6, 2),
+            "bytes_fetched_mb": round(moved / 1e6, 2),
+            "bytes_full_mb": round(full / 1e6, 2),
+            "saved": f"{100 - 100 * moved / max(1, full):.0f} %",
         }
 
     async def measure(self) -> Figures:
@@ -339,14 +342,14 @@ class Demo:
         )
 
     async def _publish(self, version: str, *, healthy: bool) -> Figures:
-        return await self._build("hello", version, program(version, healthy=healthy))
+        return await self._build("hello", version, program(version, healthy=healthy, library=True))
 
-    async def _build(self, name: str, version: str, files: dict[str, str]) -> Figures:
+    async def _build(self, name: str, version: str, files: dict[str, bytes]) -> Figures:
         tree = self._fleet.directory / f"{name}-{version}"
-        for path, text in files.items():
+        for path, content in files.items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_bytes(content)
             file.chmod(0o755 if path.startswith("bin/") else 0o644)
         built = self._fleet.directory / "built"
         await self._edgewise(
@@ -355,7 +358,13 @@ class Demo:
         )  # fmt: skip
         await self._edgewise("artifact", "publish", name, version, "--from", str(built))
         size = sum(file.stat().st_size for file in tree.rglob("*") if file.is_file())
-        return {"artifact": f"{name} {version}", "tree_mb": round(size / 1e6, 2)}
+        figures: Figures = {"artifact": f"{name} {version}", "tree_mb": round(size / 1e6, 2)}
+        made = await asyncio.to_thread(lambda: self._client().get("/v1/deltas", DeltaStatus))
+        for one in made.deltas:
+            if (one.artifact, one.version, one.state) == (name, version, "Ready"):
+                start = f"delta from {one.base_version}" if one.base else "pack"
+                figures[f"{start}, mb"] = f"{one.size / 1e6:.3f} of {one.plain / 1e6:.2f}"
+        return figures
 
     async def _commit(self, version: str, greeting: str, message: str) -> str:
         """Commit this version to the fleet repo and push it; returns the commit id."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Literal
+from random import Random  # noqa: TID251 - seeded: the same bytes on every machine
+from typing import Final, Literal
 
 REGIONS = ("east", "west")
+FUNCTIONS: Final = 1500
+"""In the demo's library: about 3 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +92,53 @@ def fleet_repo(
     }
 
 
-def program(version: str, *, healthy: bool) -> dict[str, str]:
-    """The app's tree: a real HTTP server, and the check that asks it. Path to text.
+def program(version: str, *, healthy: bool, library: bool = False) -> dict[str, bytes]:
+    """The app's tree: a real HTTP server, the check that asks it, a catalogue, and with
+    ``library`` what makes a real app large. Path to content.
 
     The bad one starts, answers its health check with 500, and so never becomes ready.
     """
-    return {
+    texts = {
         "bin/hello": _PROGRAM.format(version=version, status=200 if healthy else 500),
         "bin/check": _CHECK,
         "share/catalogue.txt": "".join(f"{i:06d} {version} item\n" for i in range(20_000)),
     }
+    files = {path: text.encode() for path, text in texts.items()}
+    if library:
+        files["lib/engine.so"] = machine_code(int(version.split(".")[1]))
+    return files
 
 
-def stock_program() -> dict[str, str]:
-    """The tree of the app that others call. Path to text."""
-    return {"bin/stock": _STOCK_PROGRAM}
+def machine_code(build: int) -> bytes:
+    """A library as a compiler would write it, the same on every machine.
+
+    Its functions call each other by address. Each build grows a few of them, which moves all
+    that lie behind, so that addresses change everywhere: what makes updates of programs large.
+    """
+    chance = Random(7)
+    words = [chance.randbytes(4) for _ in range(3000)]
+    sizes = [chance.randrange(200, 800) for _ in range(FUNCTIONS)]
+    seeds = [chance.getrandbits(32) for _ in range(FUNCTIONS)]
+    for number in range(FUNCTIONS):
+        rebuilt = sum(number % 211 == 17 * one for one in range(1, build + 1))
+        sizes[number] += 12 * rebuilt
+        seeds[number] += rebuilt
+    starts = [64]
+    for size in sizes:
+        starts.append(starts[-1] + 4 * size)
+    code = [b"\x7fELF\x02\x01\x01".ljust(64, b"\0")]
+    for size, seed in zip(sizes, seeds, strict=True):
+        body = Random(seed)
+        lines = body.choices(words, k=size)
+        for at in range(0, size, 16):
+            lines[at] = struct.pack("<I", starts[body.randrange(FUNCTIONS)])
+        code += lines
+    return b"".join(code)
+
+
+def stock_program() -> dict[str, bytes]:
+    """The tree of the app that others call. Path to content."""
+    return {"bin/stock": _STOCK_PROGRAM.encode()}
 
 
 _WORKSPACE = """\
