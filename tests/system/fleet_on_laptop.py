@@ -127,10 +127,12 @@ class Fleet:
         )
         return made.token
 
-    async def publish(self, version: str, *, healthy: bool = True) -> None:
-        """Build, sign and publish ``hello``."""
+    async def publish(
+        self, version: str, *, healthy: bool = True, beside: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Build, sign and publish ``hello``, with further files."""
         tree = self.laptop.directory / f"hello-{version}"
-        for path, content in program(version, healthy=healthy).items():
+        for path, content in {**program(version, healthy=healthy), **(beside or {})}.items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)

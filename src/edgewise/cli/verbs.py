@@ -40,6 +40,7 @@ VERBS = (
     Verb("node", "node", "List, explain, hold and forget nodes; make join tokens.", _FLEET),
     Verb("device", "device", "Machines that prove what they are: TPMs and factory lists.", _FLEET),
     Verb("artifact", "artifact", "Build, sign and publish what can be put on nodes.", _FLEET),
+    Verb("delta", "delta", "Deltas and packs: what the hub has made and makes.", _FLEET),
     Verb("release", "release", "What a release puts on nodes; sign one as a builder.", _FLEET),
     Verb("bundle", "bundle", "Releases on a stick, for sites without a network.", _FLEET),
     Verb("secret", "secret", "Encrypt secrets for the fleet repo.", _FLEET),

@@ -201,3 +201,21 @@ def test_publishing_waits_for_the_deltas_and_says_what_each_saves(
     hub.calls.clear()
     cli("artifact", "publish", "hello", "1.0", "--from", str(built), "--no-wait")
     assert "GET /v1/deltas" not in dict(hub.calls)
+
+
+def test_the_hubs_deltas_are_listed_with_what_they_save(cli: Any, hub: Any) -> None:
+    line = DeltaLine(
+        "hello", "1.0", ("linux/amd64",), "0.9", "Ready", "b" * 64, "a" * 64, 1_200_000, 40_000_000
+    )
+    pack = replace(line, artifact="stock", base="", base_version="", state="Making", percent=40)
+    hub.answers["GET /v1/deltas"] = DeltaStatus((line, pack), 31_200_000, 3)
+    done = cli("delta", "ls")
+    assert done.code == 0, done.err
+    assert "hello 1.0" in done.out
+    assert "97 %" in done.out
+    assert "Making 40 %" in done.out
+    assert "31.2 MB" in done.err
+    some = cli("delta", "ls", "stock", "--output", "json")
+    assert [one["artifact"] for one in some.json["deltas"]] == ["stock"]
+    hub.answers["GET /v1/deltas"] = DeltaStatus((), 0, 0)
+    assert "makes none" in cli("delta", "ls").out
