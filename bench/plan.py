@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from edgewise.delivery.deltas import weigh
+from edgewise.protocol.api import Plan
 from edgewise.protocol.content import Artifact, TreeRef
+from edgewise.protocol.delta import DeltaRef
 from edgewise.sync.compile import compile_workspace
 from edgewise.sync.parse import ParseCache, Report, parse_revision
-from edgewise.sync.plan import plan_change
+from edgewise.sync.plan import Planning, plan_change
 from edgewise.sync.ports import Compiled, Inputs, JoinedNode, Snapshot
 from edgewise.sync.validate import snapshot_of
 from result import write
@@ -27,7 +30,7 @@ ROWS = 500
 """Nodes in one file."""
 
 
-def repo(nodes: int, fleets: int, tuning: str) -> dict[str, str]:
+def repo(nodes: int, fleets: int, tuning: str, version: str = "1.0.0") -> dict[str, str]:
     """Every fleet has two apps and two configs; parts vary by region, site and fleet vars."""
     files = {
         "edgewise.yaml": HEAD.format("Workspace", "bench") + "  vars: {domain: acme.net}\n",
@@ -44,7 +47,7 @@ def repo(nodes: int, fleets: int, tuning: str) -> dict[str, str]:
     for name in ("till", "telemetry"):
         files[f"apps/{name}.yaml"] = (
             HEAD.format("App", name)
-            + f"  type: process\n  artifact: {{ref: {name}, version: 1.0.0}}\n"
+            + f"  type: process\n  artifact: {{ref: {name}, version: {version}}}\n"
             f'  command: [bin/{name}]\n  env: {{REGION: "{{{{ node.labels.region }}}}"}}\n'
         )
     for index in range(fleets):
@@ -90,8 +93,11 @@ def main() -> None:
     given = options.parse_args()
     inputs = Inputs(
         {
-            (name, "1.0.0"): Artifact(name, "1.0.0", {"linux/amd64": TreeRef("a" * 64, 5000, 9)})
-            for name in ("till", "telemetry")
+            (name, version): Artifact(
+                name, version, {"linux/amd64": TreeRef(f"{app}{number}" * 32, 5000, 9)}
+            )
+            for app, name in enumerate(("till", "telemetry"))
+            for number, version in enumerate(("1.0.0", "1.1.0"))
         },
         tuple(JoinedNode(f"node-{i:06}", {}, "linux/amd64") for i in range(given.nodes)),
     )
@@ -109,6 +115,9 @@ def main() -> None:
         plans.append(plan_s)
         before = after
     assert sum(fleet.changed_nodes for fleet in plan.fleets) == given.nodes
+    update = snapshot_of(repo(given.nodes, given.fleets, str(given.runs), "1.1.0"), "f" * 40)
+    update_s, updated = timed(_updating(update, inputs, cache, before))
+    assert 0 < updated.bytes < updated.bytes_full
     joined_s, _ = timed(
         lambda: compile_workspace(
             changed,
@@ -128,6 +137,7 @@ def main() -> None:
             "warm_s": statistics.median(warm),
             "warm_worst_s": max(warm),
             "warm_plan_s": statistics.median(plans),
+            "warm_two_apps_s": update_s,
             "one_node_joins_s": joined_s,
         },
         "make bench-plan",
@@ -138,6 +148,26 @@ def _compiling(
     snapshot: Snapshot, inputs: Inputs, cache: ParseCache, before: Compiled
 ) -> Callable[[], Compiled]:
     return lambda: compile_workspace(snapshot, inputs, cache, before)
+
+
+def _updating(
+    snapshot: Snapshot, inputs: Inputs, cache: ParseCache, before: Compiled
+) -> Callable[[], Plan]:
+    """Both apps get a new version on every node, and what travels is weighed with deltas."""
+    sizes = {
+        f"{app}{n}" * 32: {f"f{app}": 900_000, f"v{app}{n}": 900_000}
+        for app in range(2)
+        for n in range(2)
+    }
+    refs = [
+        DeltaRef(f"d{app}" * 32, 10, 20, 40_000, f"{app}1" * 32, f"{app}0" * 32) for app in range(2)
+    ]
+
+    def plan() -> Plan:
+        planning = Planning(before, compile_workspace(snapshot, inputs, cache, before))
+        return planning.plan({one: weigh(one, sizes, refs) for one in planning.changes})
+
+    return plan
 
 
 def _planning(before: Compiled, after: Compiled) -> Callable[[], object]:

@@ -68,6 +68,8 @@ class DeltaLine(msgspec.Struct, frozen=True):
     percent: int = 0
     """How far it is while it is being made."""
     why: str = ""
+    sha256: str = ""
+    """The file's name, once there is one (``protocol.delta.delta_path``)."""
 
 
 class DeltaStatus(msgspec.Struct, frozen=True):

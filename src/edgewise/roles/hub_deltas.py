@@ -415,6 +415,7 @@ class HubDeltas:
             line = msgspec.structs.replace(
                 line, size=kept.ref.size if kept.ref else 0, plain=kept.plain,
                 objects=kept.objects, why=kept.why,
+                sha256=kept.ref.sha256 if kept.ref else "",
             )  # fmt: skip
         if self._making is not None and self._making.job == job:
             percent = 100 * self._making.done // max(1, self._making.total)

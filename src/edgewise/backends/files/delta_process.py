@@ -29,8 +29,9 @@ from edgewise.runtime.durable import disk_error
 
 NICE: Final = 15
 """The hub answers nodes on the same cores."""
-MEMORY: Final = 1 << 30
-"""Bytes of each process: a maker needs some 300 MiB, so one that needs more has gone astray."""
+MEMORY: Final = 2 << 30
+"""Bytes of each process: searching large programs takes 600 MiB, so what needs more is a file
+that is too large for it, and travels whole."""
 
 
 class _Absent(Exception):
