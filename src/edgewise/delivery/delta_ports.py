@@ -68,6 +68,8 @@ class KeptDelta(msgspec.Struct, frozen=True):
     ref: DeltaRef | None = None
     tries: int = 0
     why: str = ""
+    percent: int = 0
+    """``NotWorth``: the setting that it was judged by."""
 
 
 class DeltaStore(Protocol):

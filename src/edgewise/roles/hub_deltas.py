@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -43,6 +43,8 @@ TELL_AGAIN: Final = timedelta(minutes=1)
 """The least time between two publications of one channel for the sake of new deltas."""
 PAUSE: Final = timedelta(seconds=10)
 """After a failure, before the next job: what failed one (a full disk) may fail all."""
+SAID: Final = 50
+"""Different failures that are remembered as said."""
 CHECK_ALL: Final = timedelta(days=1)
 """How often every byte of every delta is read, as a disk may lose what nobody wrote."""
 _SIZES_AT_ONCE: Final = 200
@@ -103,13 +105,17 @@ class HubDeltas:
         self._releases: OrderedDict[str, _Contents] = OrderedDict()
         self._sizes: OrderedDict[str, Mapping[str, int]] = OrderedDict()
         self._told: dict[str, float] = {}
-        self._said: set[str] = set()
+        self._said: dict[str, None] = {}
 
     # Starting and running.
 
     async def load(self) -> None:
         """Take up what was kept. A file that is gone or has another head is made again."""
-        self._known = {DeltaJob(k.tree, k.base): k for k in await self._at.store.all()}
+        self._known = {
+            DeltaJob(k.tree, k.base): k
+            for k in await self._at.store.all()
+            if k.state != "NotWorth" or k.percent == self._settings.percent
+        }
         await self.check(whole=False)
 
     def nudge(self) -> None:
@@ -126,20 +132,46 @@ class HubDeltas:
 
     async def _check_for_ever(self) -> None:
         while True:
-            await self.check(whole=True)
+            with self._said_once():
+                await self.check(whole=True)
             await self._clock.sleep(CHECK_ALL)
 
     async def _make_for_ever(self) -> None:
         while True:
             self._due.clear()
-            await self._look()
-            job = deltas.next_job(self._jobs, self._known, self._clock.now())
-            if job is None:
-                await self._tell()
-                self.idle.set()
-                await self._wait()
-            elif not await self.make(job):
+            went_well = False
+            with self._said_once():
+                went_well = await self._next()
+            if not went_well:
                 await self._clock.sleep(PAUSE)
+
+    async def _next(self) -> bool:
+        """Do the most useful job, or wait for one. Returns False after a failure."""
+        await self._look()
+        job = deltas.next_job(self._jobs, self._known, self._clock.now())
+        if job is not None:
+            return await self.make(job)
+        await self._tell()
+        self.idle.set()
+        await self._wait()
+        return True
+
+    @contextlib.contextmanager
+    def _said_once(self) -> Iterator[None]:
+        """Deltas are not worth a hub that stops: what goes wrong is said, the rest goes on."""
+        try:
+            yield
+        except EdgewiseError as error:
+            if self._is_new(str(error)):
+                self._log.event("deltas wait", "error", because=str(error), hint=error.hint)
+
+    def _is_new(self, text: str) -> bool:
+        if text in self._said:
+            return False
+        self._said[text] = None
+        while len(self._said) > SAID:
+            del self._said[next(iter(self._said))]
+        return True
 
     async def _wait(self) -> None:
         """Until something changed, or something that failed is due again."""
@@ -187,7 +219,10 @@ class HubDeltas:
             self._making = None
         if ref is None:
             why = f"it would save too little of {plain.bytes:,} bytes"
-            kept = msgspec.structs.replace(kept, state="NotWorth", tries=0, why=why)
+            percent = self._settings.percent
+            kept = msgspec.structs.replace(
+                kept, state="NotWorth", tries=0, why=why, percent=percent
+            )
         else:
             kept = msgspec.structs.replace(kept, state="Made", ref=ref, tries=0)
             self._log.event(
@@ -206,8 +241,7 @@ class HubDeltas:
         after = msgspec.structs.replace(kept, state="Failed", at=self._clock.now(), why=why)
         await self._keep(after)
         again = deltas.retry_at(after)
-        if why not in self._said:
-            self._said = {*list(self._said)[-50:], why}
+        if self._is_new(why):
             self._log.event(
                 "delta failed", "error", because=why, hint=error.hint,
                 to=self.name_of(kept.tree), base=self.name_of(kept.base) or "nothing",
@@ -333,8 +367,15 @@ class HubDeltas:
     async def listing(self, channel: Channel) -> bytes:
         """The list that goes with a channel, encoded; empty when there is nothing to tell.
 
-        A file that is not there, or has another head, is left out and made again.
+        A file that is not there, or has another head, is left out and made again. Raises
+        nothing: a rollout goes on without.
         """
+        names = b""
+        with self._said_once():
+            names = await self._listing(channel)
+        return names
+
+    async def _listing(self, channel: Channel) -> bytes:
         refs, stable, candidate = await self._refs_for(channel)
         chosen = deltas.listed(refs, stable.trees, candidate.trees)
         self.nudge()
@@ -393,7 +434,7 @@ class HubDeltas:
         left = [job for job in self._known if job not in self._jobs]
         lines = [self._line(job, deltas.is_due(self._known.get(job), now)) for job in self._jobs]
         lines += [self._line(job, False) for job in sorted(left)]
-        disk = sum(size for _, _, size in self._at.maker.kept())
+        disk = sum(kept.ref.size for kept in self._known.values() if kept.ref is not None)
         return DeltaStatus(tuple(lines[: deltas.WANTED]), disk, self._settings.versions)
 
     def _line(self, job: DeltaJob, due: bool) -> DeltaLine:

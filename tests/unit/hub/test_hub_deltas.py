@@ -309,3 +309,39 @@ async def test_a_plan_is_weighed_with_packed_sizes_and_what_is_ready(hub: Hub) -
 
 def test_a_channel_is_said_again_at_most_once_a_minute() -> None:
     assert timedelta(seconds=30) <= hub_deltas.TELL_AGAIN
+
+
+async def test_trouble_with_deltas_stops_neither_the_hub_nor_a_rollout(hub: Hub) -> None:
+    for version in (1, 2):
+        await hub.publish(version)
+    await hub.settled()
+    first = await hub.announce(1, 2)
+    hub.content.objects.forget(first.deltas)
+    hub.deltas.nudge()
+    running = asyncio.create_task(hub.deltas.run())
+    await hub.log.said("deltas wait")
+    assert not running.done()
+    hub.maker.failing = NeedsPerson("the disk is gone")
+
+    def broken(sha256: str) -> None:
+        raise NeedsPerson("the disk cannot be written")
+
+    hub.maker.remove = broken  # type: ignore[method-assign]
+    hub.maker.files.clear()
+    second = await hub.announce(2, 2)
+    assert second.sequence == 2
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_another_limit_makes_the_hub_judge_anew(hub: Hub) -> None:
+    hub.maker.size = 39_000
+    await hub.publish(1)
+    await hub.publish(2)
+    await hub.settled()
+    assert {kept.state for kept in await hub.store.all()} == {"NotWorth", "Made"}
+    places = DeltaPlaces(hub.content.publisher, hub.content.objects, hub.store, hub.maker)
+    hub.deltas = HubDeltas(places, DeltaSettings(percent=99), hub.clock, hub.log)
+    await hub.deltas.load()
+    await hub.settled()
+    assert {kept.state for kept in await hub.store.all()} == {"Made"}

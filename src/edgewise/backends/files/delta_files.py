@@ -138,17 +138,23 @@ class FileDeltas:
         return sound
 
     def kept(self) -> tuple[tuple[str, float, int], ...]:
-        """See ``DeltaMaker.kept``."""
-        return tuple(
-            (folder.name + path.stem, about.st_mtime, about.st_size)
-            for folder in sorted((self._root / "deltas").iterdir())
-            for path in sorted(folder.glob("*.ewd"))
-            for about in (path.stat(),)
-        )
+        """See ``DeltaMaker.kept``. Raises NeedsPerson when the disk cannot be read."""
+        try:
+            return tuple(
+                (folder.name + path.stem, about.st_mtime, about.st_size)
+                for folder in sorted((self._root / "deltas").iterdir())
+                for path in sorted(folder.glob("*.ewd"))
+                for about in (path.stat(),)
+            )
+        except OSError as error:
+            raise disk_error(error, self._root) from error
 
     def remove(self, sha256: str) -> None:
-        """See ``DeltaMaker.remove``."""
-        self.path(sha256).unlink(missing_ok=True)
+        """See ``DeltaMaker.remove``. Raises NeedsPerson when the disk cannot be written."""
+        try:
+            self.path(sha256).unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._root) from error
         self._sound.pop(sha256, None)
 
 
@@ -178,15 +184,21 @@ def _is_whole(path: Path, ref: DeltaRef) -> bool:
 
 async def _in_child(task: MakeTask, progress: Progress) -> DeltaRef:
     """Run the child to its end; when the caller is cancelled, kill it and its workers."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edgewise.backends.files.delta_process",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=LINE,
-        start_new_session=True,
-        env={**os.environ, "TMPDIR": task.scratch},
-    )  # fmt: skip
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edgewise.backends.files.delta_process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": task.scratch},
+        )  # fmt: skip
+    except OSError as error:
+        raise NeedsPerson(
+            f"no process could be started to make a delta: {error.strerror}",
+            hint="free memory, or start the hub with --delta-versions 0",
+        ) from error
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -197,7 +209,8 @@ async def _in_child(task: MakeTask, progress: Progress) -> DeltaRef:
         process.stdin.write(msgspec.json.encode(task) + b"\n")
         last = Told()
         while line := await process.stdout.readline():
-            last = msgspec.json.decode(line, type=Told)
+            with contextlib.suppress(msgspec.DecodeError):  # what a library prints
+                last = msgspec.json.decode(line, type=Told)
             if last.total:
                 progress(last.done, last.total)
         await ended
