@@ -94,7 +94,8 @@ class HubDeltas:
         self.say_again: Callable[[str], Awaitable[None]] = _nobody
         """Publishes a fleet's channel anew (``Rollouts.say_again``)."""
         self._known: dict[DeltaJob, KeptDelta] = {}
-        self._jobs: tuple[DeltaJob, ...] = ()
+        self._jobs: dict[DeltaJob, None] = {}
+        """What should be there, the most useful first."""
         self._trees: dict[str, list[PublishedTree]] = {}
         self._making: _Making | None = None
         self._due = asyncio.Event()
@@ -277,7 +278,8 @@ class HubDeltas:
             for one in published:
                 self._trees.setdefault(one.tree, []).append(one)
             stable, candidate = await self._named()
-            self._jobs = deltas.wanted(published, stable, candidate, self._settings)
+            jobs = deltas.wanted(published, stable, candidate, self._settings)
+            self._jobs = dict.fromkeys(jobs)
 
     async def _named(self) -> tuple[frozenset[str], frozenset[str]]:
         """Trees of every fleet's stable and candidate releases."""
@@ -490,7 +492,7 @@ class HubDeltas:
             if channel is not None:
                 named |= await self._published(channel)
         now = self._clock.now()
-        gone = deltas.unwanted(list(self._known.values()), set(self._jobs), named, now)
+        gone = deltas.unwanted(list(self._known.values()), self._jobs.keys(), named, now)
         for job in gone:
             self._known.pop(job)
         await self._at.store.drop(gone)
