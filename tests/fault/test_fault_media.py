@@ -131,6 +131,14 @@ async def test_a_node_without_a_network_installs_what_came_on_a_stick(site: Site
     assert site.runs() == site.new
 
 
+async def test_a_stick_says_nothing_of_deltas_that_it_does_not_have(site: Site) -> None:
+    channel = Channel("lab", 3, stable=site.new, deltas="d" * 64)
+    await site.hub.publisher.publish_channels([channel])
+    await site.trust().verify({}, site.hub.record(), site.hub.source)
+    await site.verify(site.export())
+    assert site.trust().deltas() == ""
+
+
 async def test_a_stick_that_travelled_for_months_is_taken_where_a_timestamp_is_not(
     site: Site,
 ) -> None:

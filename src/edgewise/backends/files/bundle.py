@@ -157,6 +157,11 @@ def _in_directory(path: Path) -> dict[str, _Member]:
             name = file.relative_to(path).as_posix()
             if file.is_symlink() or not file.is_file():
                 raise Untrusted(f"{name!r} in the bundle is a link or a device")
+            if not _NAME.fullmatch(name):
+                raise Untrusted(
+                    f"{name[:100]!r} is no name of a file in a bundle",
+                    hint="give the bundle a directory of its own on the medium",
+                )
             _add(found, name, _Member(file, 0, file.stat().st_size))
     return found
 

@@ -207,6 +207,7 @@ class NodeTrust:
         kept = {name: data for name, data in metadata.items() if wanted.fullmatch(name)}
         # One file, written in one step, before what has been seen moves on.
         self._write("media.json", msgspec.json.encode(kept))
+        self._write("channel.json", encode(offer.channel))
         seen = self._seen()
         seen.media = offer.media.timestamp
         if seen.clock is None or offer.media.issued > seen.clock:
