@@ -10,6 +10,7 @@ list:
 	@echo "make test        checks and fast tests (what .ci/run calls)"
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
+	@echo "make test-oci    pull images with podman and skopeo, commits with ostree; installs them"
 	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, workload, rollout_step, relay, lossy"
@@ -39,7 +40,12 @@ test: check tools
 
 .PHONY: test-slow
 test-slow: setup tools
-	$(BIN)/python -m pytest -m slow --timeout 600
+	$(BIN)/python -m pytest -m "slow and not images" --timeout 600
+
+.PHONY: test-oci
+test-oci: setup
+	@./scripts/tools "podman:podman skopeo:skopeo ostree:ostree"
+	$(BIN)/python -m pytest -m images --timeout 600
 
 .PHONY: demo
 demo: setup

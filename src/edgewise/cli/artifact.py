@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import artifact_checkout, artifact_show
+from edgewise.cli import artifact_checkout, artifact_import, artifact_show
 from edgewise.cli.builder import Adopt, Also, Builder, in_use, listed_by, upload
 from edgewise.cli.evidence import (
     NoProvenance,
@@ -43,6 +43,7 @@ _ASKED_AT_ONCE = 1000
 app.command(
     "checkout", help="Make a directory of an artifact's tree, verified, as a node would have it."
 )(artifact_checkout.verb)
+app.command("import", help="Make an artifact of a container image.")(artifact_import.verb)
 
 
 @app.command("ls", help="Published artifacts.")

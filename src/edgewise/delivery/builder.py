@@ -19,6 +19,7 @@ from edgewise.protocol.api import Builds, BuildsUpload
 from edgewise.protocol.content import (
     Artifact,
     EvidenceRef,
+    Shape,
     TreeRef,
     artifact_target,
     release_target,
@@ -40,7 +41,7 @@ def artifact_path(name: str, version: str) -> str:
     return artifact_target(name, version)
 
 
-def make_artifact(
+def make_artifact(  # noqa: PLR0913 - one parameter is one field of the document
     name: str,
     version: str,
     trees: Mapping[str, TreeRef],
@@ -48,6 +49,7 @@ def make_artifact(
     built_from: str = "",
     system: bool = False,
     evidence: Sequence[EvidenceRef] = (),
+    shape: Shape | msgspec.UnsetType = msgspec.UNSET,
 ) -> Artifact:
     """An artifact. Raises BadUsage, with the accepted form, for a name or version that is none."""
     artifact_path(name, version)
@@ -61,7 +63,7 @@ def make_artifact(
     marked = True if system else msgspec.UNSET
     known = tuple(evidence) or msgspec.UNSET
     trees = dict(sorted(trees.items()))
-    return Artifact(name, version, trees, built_from, evidence=known, system=marked)
+    return Artifact(name, version, trees, built_from, evidence=known, system=marked, shape=shape)
 
 
 def target_of_document(document: bytes) -> str:

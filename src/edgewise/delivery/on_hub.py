@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 from securesystemslib.signer import Key
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from edgewise.delivery import trust
 from edgewise.delivery.contents import (
@@ -162,6 +162,11 @@ class Publisher:
     def signers(self) -> Mapping[tuple[str, str], frozenset[str]]:
         """(name, version) of each artifact with provenance to the builder keys that signed it."""
         return self._signers
+
+    def published(self) -> Mapping[str, TargetFile]:
+        """What builders signed: target path to target."""
+        found: Mapping[str, TargetFile] = self._tuf.targets("builds")
+        return found
 
     def builds(self) -> Builds:
         """``builds`` as it stands: what a builder signs the successor of."""

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Final
 
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edgewise.delivery import pins, trust
 from edgewise.delivery.ports import NotHere, Served, Shelf, Source
@@ -53,6 +53,7 @@ class Cache:
         self._flying: dict[str, asyncio.Future[None]] = {}
         self._asked = float("-inf")
         self._bundles: dict[str, dict[str, bytes]] = {}
+        self._builds: tuple[int, Mapping[str, TargetFile]] = (0, {})
         self._root = trust.parse(root, Root, what="root.json")
         while (following := files.read(f"{self._root.signed.version + 1}.root.json")) is not None:
             self._root = trust.follow_root(self._root, following)
@@ -183,6 +184,25 @@ class Cache:
             async with aclosing(served.read(start, end)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
                     yield piece
+
+    async def published(self) -> Mapping[str, TargetFile]:
+        """What builders signed: target path to target, as the newest timestamp here has it.
+
+        Raises TryLater, Untrusted as ``ensure``; empty before anything was published.
+        """
+        await self.ensure("tuf/timestamp.json")
+        bundle = self._parsed("timestamp.json", Timestamp)
+        snapshot_name = f"{bundle.signed.snapshot_meta.version}.snapshot.json" if bundle else ""
+        await self.ensure(f"tuf/{snapshot_name}")
+        snapshot = self._parsed(snapshot_name, Snapshot)
+        about = snapshot.signed.meta.get("builds.json") if snapshot else None
+        if about is None:
+            return {}
+        if self._builds[0] != about.version:
+            await self.ensure(f"tuf/{about.version}.builds.json")
+            found = self._parsed(f"{about.version}.builds.json", Targets)
+            self._builds = (about.version, found.signed.targets if found else {})
+        return self._builds[1]
 
     async def _once(self, key: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work``, or wait for whoever runs it now and share how it ends."""

@@ -248,6 +248,10 @@ class EvidenceRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
             raise ValueError(f"{self.kind} has {self.size} bytes, at most {limits.EVIDENCE}")
 
 
+Shape = Literal["oci", "ostree", "disk"]
+"""A container image, an OSTree commit, a raw disk image (docs/internals/shapes.md)."""
+
+
 class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named, versioned set of trees, one for each platform; a target of the builder's role."""
 
@@ -263,6 +267,8 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Literal[1] = 1
     system: bool | msgspec.UnsetType = msgspec.UNSET
     """True: its trees are system trees, so no app may name it. Absent otherwise."""
+    shape: Shape | msgspec.UnsetType = msgspec.UNSET
+    """What its trees stand for, when it is no directory; no app may name it then."""
 
     def sbom(self, platform: str) -> EvidenceRef | None:
         """What says what is in the tree of this platform."""

@@ -63,6 +63,7 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import decode
+from edgewise.roles import shelves
 from edgewise.roles.fleet_source import (
     FleetSource,
     Parts,
@@ -310,7 +311,10 @@ async def assemble(
         AuthorityRoutes(rotation, journal),
         DeltaRoutes(deltas),
     )
-    mounts = [git_mount(stores.repository.directory, journal, source.pushed)]
+    mounts = [
+        git_mount(stores.repository.directory, journal, source.pushed),
+        *shelves.hub_mounts(shelves.of_hub(publisher, stores.objects), supply.guard, log),
+    ]
     server = Server(hub_routes(groups), clock, chance, log, mounts, gate=people.gate)
     server.on_refused, server.on_failed = journal.refused, journal.failed
     return Assembled(

@@ -52,6 +52,7 @@ from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import Token
 from edgewise.protocol.sync import RelayNews
+from edgewise.roles import shelves
 from edgewise.rollout.on_relay import Pace, Relaying
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
@@ -236,8 +237,11 @@ def _assemble(
     )
     keyring = JwtKeyFiles(identity.directory / "jwt", clock)
     desk = Desk(authority.organisation, authority, keyring, lambda: relaying.known.trusted)
+    station = Station(authority.organisation, card.region)
+    shelf = shelves.of_relay(cache, objects)
+    mounts = shelves.relay_mounts(shelf, station, relaying.admit, log)
     routes = RelayRoutes(
-        Station(authority.organisation, card.region),
+        station,
         relaying,
         waiters,
         cache,
@@ -261,7 +265,7 @@ def _assemble(
         enroller,
         desk,
         keyring,
-        Server(routes.routes(), clock, chance, log),
+        Server(routes.routes(), clock, chance, log, mounts),
         Listen(host, port, server_context(identity.credentials)),
         asyncio.Event(),
         settings.node_life,

@@ -150,6 +150,12 @@ class FleetParts:
                 finding = Finding(("spec", "artifact", "ref"), message, hint, ref.ref)
                 self._bench.report.at(source, finding)
                 return None
+            if artifact.shape is not msgspec.UNSET:
+                message = f"artifact {ref.ref} {ref.version} is an image ({artifact.shape}), no app"
+                hint = "nodes take images as docs/images.md says; apps get directories"
+                finding = Finding(("spec", "artifact", "ref"), message, hint, ref.ref)
+                self._bench.report.at(source, finding)
+                return None
             self._check_platforms(source, value.spec, artifact)
             self._check_evidence(source, artifact)
             return artifact

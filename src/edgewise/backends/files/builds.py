@@ -13,11 +13,12 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from edgewise.backends.files.system_trees import read_system
 from edgewise.backends.files.trees import scan
 from edgewise.delivery.builder import artifact_path
+from edgewise.delivery.skeleton import Readable
 from edgewise.delivery.trees import reference
 from edgewise.model.errors import BadUsage, NeedsPerson
 from edgewise.protocol import limits
@@ -52,21 +53,22 @@ class BuildFolder:
             if entry.kind != "file" or (self.path / "objects" / entry.sha256).exists():
                 continue
             with (source / entry.path).open("rb") as content:
-                if self._keep(content)[0] != entry.sha256:
+                if self.keep(content)[0] != entry.sha256:
                     raise BadUsage(
                         f"{source / entry.path} changed while it was read",
                         hint="build again when it is still",
                     )
-        return self._add_manifest(tree)
+        return self.add_manifest(tree)
 
     def add_system(self, source: Path) -> TreeRef:
         """The same for the root of an operating system, a directory or a tar file.
 
         Raises as ``system_trees.read_system``.
         """
-        return self._add_manifest(read_system(source, self._keep))
+        return self.add_manifest(read_system(source, self.keep))
 
-    def _keep(self, content: IO[bytes]) -> tuple[str, int]:
+    def keep(self, content: Readable) -> tuple[str, int]:
+        """Keep a content; returns its digest and bytes."""
         objects = self.path / "objects"
         objects.mkdir(parents=True, exist_ok=True)
         waiting = objects / f".{os.getpid()}.new"
@@ -81,7 +83,8 @@ class BuildFolder:
             waiting.unlink(missing_ok=True)
         return digest.hexdigest(), size
 
-    def _add_manifest(self, tree: Tree) -> TreeRef:
+    def add_manifest(self, tree: Tree) -> TreeRef:
+        """Keep the manifest of a tree whose contents are here."""
         manifests = self.path / "trees"
         manifests.mkdir(parents=True, exist_ok=True)
         ref, manifest = reference(tree)
