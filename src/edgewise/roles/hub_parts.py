@@ -57,7 +57,7 @@ from edgewise.net.federation import Federation
 from edgewise.net.gates import ExecAndHttpGates
 from edgewise.net.published import Board
 from edgewise.net.register import PeopleRegister
-from edgewise.net.server import Listen, Server
+from edgewise.net.server import Listen, Mount, Server
 from edgewise.net.tls import reload, server_context
 from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
@@ -311,10 +311,7 @@ async def assemble(
         AuthorityRoutes(rotation, journal),
         DeltaRoutes(deltas),
     )
-    mounts = [
-        git_mount(stores.repository.directory, journal, source.pushed),
-        *shelves.hub_mounts(shelves.of_hub(publisher, stores.objects), supply.guard, log),
-    ]
+    mounts = _mounts(stores, source, supply, log)
     server = Server(hub_routes(groups), clock, chance, log, mounts, gate=people.gate)
     server.on_refused, server.on_failed = journal.refused, journal.failed
     return Assembled(
@@ -348,6 +345,12 @@ def _supply(
     supply = SupplyRoutes(stores.publisher, stores.objects, content, stores.journal, published)
     supply.guard, supply.records = lambda peer: guard(side, peer), stores.records.of_fleet
     return supply
+
+
+def _mounts(stores: Stores, source: FleetSource, supply: SupplyRoutes, log: Log) -> list[Mount]:
+    """git, and the registry of images."""
+    git = git_mount(stores.repository.directory, stores.journal, source.pushed)
+    return [git, *shelves.hub_mounts(stores.publisher, stores.objects, supply.guard, log)]
 
 
 def _outside(stores: Stores, database: Database, board: Board, log: Log) -> Outside:

@@ -52,7 +52,7 @@ from edgewise.protocol.bundles import TrustBundles
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import Token
 from edgewise.protocol.sync import RelayNews
-from edgewise.roles import shelves
+from edgewise.roles import libraries
 from edgewise.rollout.on_relay import Pace, Relaying
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance, SystemChance
@@ -238,17 +238,9 @@ def _assemble(
     keyring = JwtKeyFiles(identity.directory / "jwt", clock)
     desk = Desk(authority.organisation, authority, keyring, lambda: relaying.known.trusted)
     station = Station(authority.organisation, card.region)
-    shelf = shelves.of_relay(cache, objects)
-    mounts = shelves.relay_mounts(shelf, station, relaying.admit, log)
+    mounts = libraries.relay_mounts((cache, content), station, relaying.admit, log)
     routes = RelayRoutes(
-        station,
-        relaying,
-        waiters,
-        cache,
-        enroller,
-        lambda: _until(enroller),
-        desk,
-        clock,
+        station, relaying, waiters, cache, enroller, lambda: _until(enroller), desk, clock
     )
     host, port = _address(f"https://{settings.listen}" if settings.listen else place.urls[0])
     if port == 0:

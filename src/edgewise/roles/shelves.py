@@ -88,7 +88,9 @@ def of_relay(cache: Cache, objects: FileObjects) -> FileShelf:
     return FileShelf(objects, cache.published, lambda sha256: cache.ensure(object_path(sha256)))
 
 
-def hub_mounts(shelf: Shelf, guard: Callable[[Peer], None], log: Log) -> list[Mount]:
+def hub_mounts(
+    publisher: Publisher, objects: FileObjects, guard: Callable[[Peer], None], log: Log
+) -> list[Mount]:
     """For members, and people who may see everything; ``guard`` as for content."""
 
     async def nothing(call: object) -> None:
@@ -100,11 +102,14 @@ def hub_mounts(shelf: Shelf, guard: Callable[[Peer], None], log: Log) -> list[Mo
         server.authorise(route, peer)
         guard(peer)
 
-    return [Mount(PREFIX, Registry(shelf, admit, log).answer)]
+    return _mounts(of_hub(publisher, objects), admit, log)
 
 
 def relay_mounts(
-    shelf: Shelf, station: Station, admit_node: Callable[[str], None], log: Log
+    place: tuple[Cache, FileObjects],
+    station: Station,
+    admit_node: Callable[[str], None],
+    log: Log,
 ) -> list[Mount]:
     """For whoever may fetch content here; ``admit_node`` raises for nodes that may not."""
 
@@ -115,6 +120,10 @@ def relay_mounts(
         if peer.role == "node":
             admit_node(peer.id.name)
 
+    return _mounts(of_relay(*place), admit, log)
+
+
+def _mounts(shelf: Shelf, admit: Callable[[Peer], None], log: Log) -> list[Mount]:
     return [Mount(PREFIX, Registry(shelf, admit, log).answer)]
 
 
