@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import agent_egress, agent_ingress, agent_registry, agent_svid
+from edgewise.cli import agent_egress, agent_ingress, agent_ostree, agent_registry, agent_svid
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
@@ -300,4 +300,5 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
 agent_egress.add_to(app)
 agent_ingress.add_to(app)
 agent_registry.add_to(app)
+agent_ostree.add_to(app)
 agent_svid.add(app)

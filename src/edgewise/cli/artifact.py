@@ -43,7 +43,9 @@ _ASKED_AT_ONCE = 1000
 app.command(
     "checkout", help="Make a directory of an artifact's tree, verified, as a node would have it."
 )(artifact_checkout.verb)
-app.command("import", help="Make an artifact of a container image.")(artifact_import.verb)
+app.command("import", help="Make an artifact of a container image or an OSTree commit.")(
+    artifact_import.verb
+)
 
 
 @app.command("ls", help="Published artifacts.")

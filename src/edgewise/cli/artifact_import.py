@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage
+
+if TYPE_CHECKING:
+    from edgewise.backends.files.builds import BuildFolder
+    from edgewise.protocol.content import Shape, TreeRef
 
 BUILT = Path("~/.edgewise/built")
 
@@ -18,7 +22,8 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     source: Annotated[
         str,
         typer.Argument(
-            help="A container image: oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE."
+            help="A container image: oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE; "
+            "an OSTree commit: ostree:REPO:REF."
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the artifact.")],
@@ -29,23 +34,25 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)] = BUILT,
     built_from: Annotated[str, typer.Option(help="Commit or pipeline, shown to people.")] = "",
     at_most: Annotated[str, typer.Option(help="Most bytes of one image, unpacked.")] = "16Gi",
+    static_delta: Annotated[
+        str, typer.Option(help="Of an OSTree commit: a delta from this one too.", metavar="COMMIT")
+    ] = "",
 ) -> None:
     from edgewise.backends.files.builds import BuildFolder
-    from edgewise.backends.files.image_import import Source, import_images
     from edgewise.delivery.builder import artifact_path, make_artifact
-    from edgewise.model.quantity import parse_bytes
 
     session = Session.of(ctx)
     artifact_path(name, version)  # before anything is read
-    try:
-        bound = parse_bytes(at_most)
-    except ValueError as error:
-        raise BadUsage(f"--at-most: {error}") from error
     folder = BuildFolder(to.expanduser())
-    found = Source.parse(source).images()
-    wanted = frozenset(platform or ())
-    trees = import_images(folder, found, wanted, at_most=bound, said=session.note)
-    artifact = make_artifact(name, version, trees, built_from=built_from, shape="oci")
+    kind, _, place = source.partition(":")
+    shape: Shape
+    if kind == "ostree":
+        shape, trees = "ostree", _commit(folder, place, platform or [], static_delta)
+    else:
+        if static_delta:
+            raise BadUsage("--static-delta is for OSTree commits")
+        shape, trees = "oci", _images(session, folder, source, platform or [], at_most)
+    artifact = make_artifact(name, version, trees, built_from=built_from, shape=shape)
     folder.add(artifact)
     if session.as_json:
         session.json(artifact)
@@ -53,3 +60,47 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     for one, ref in trees.items():
         typer.echo(f"{one}: {ref.files} files, {size(ref.size)}, tree {ref.sha256[:12]}")
     session.note(f"  next: edgewise artifact publish {name} {version}")
+
+
+def _images(
+    session: Session, folder: BuildFolder, source: str, platforms: list[str], at_most: str
+) -> dict[str, TreeRef]:
+    from edgewise.backends.files.image_import import Source, import_images
+    from edgewise.model.quantity import parse_bytes
+
+    try:
+        bound = parse_bytes(at_most)
+    except ValueError as error:
+        raise BadUsage(f"--at-most: {error}") from error
+    found = Source.parse(source).images()
+    return import_images(folder, found, frozenset(platforms), at_most=bound, said=session.note)
+
+
+def _commit(
+    folder: BuildFolder, place: str, platforms: list[str], static_delta: str
+) -> dict[str, TreeRef]:
+    from edgewise.backends.files.ostree_import import import_commit
+
+    repo, colon, ref = place.partition(":")
+    if not colon:
+        raise BadUsage(f"ostree:{place} is not like ostree:REPO:REF", hint="ostree refs lists them")
+    tree, _ = import_commit(folder, Path(repo), ref, static_delta)
+    return {_one_platform(platforms): tree}
+
+
+def _one_platform(platforms: list[str]) -> str:
+    """The one that was named, or this machine's."""
+    import platform as machine
+
+    from edgewise.model.names import Platform
+
+    if len(platforms) > 1:
+        raise BadUsage("it is for one platform", hint="name one with --platform")
+    try:
+        return (
+            Platform(platforms[0])
+            if platforms
+            else Platform.of_machine(machine.system(), machine.machine())
+        ).value
+    except ValueError as error:
+        raise BadUsage(str(error)) from error

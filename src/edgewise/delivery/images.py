@@ -237,7 +237,9 @@ def places(tree: bytes, wanted: Callable[[str], bool]) -> dict[str, tuple[str, i
         found = msgspec.json.decode(tree, type=_Places)
     except msgspec.DecodeError as error:
         raise Untrusted(f"a tree is malformed: {error}") from error
-    return {one.path: (one.sha256, one.size) for one in found.entries if wanted(one.path)}
+    return {
+        one.path: (one.sha256, one.size) for one in found.entries if one.sha256 and wanted(one.path)
+    }
 
 
 _SKELETON = re.compile(r"layers/\d+/skeleton")

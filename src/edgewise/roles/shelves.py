@@ -14,8 +14,9 @@ from edgewise.delivery.on_hub import Publisher
 from edgewise.delivery.on_relay import Cache
 from edgewise.identity.names import Station, authorise
 from edgewise.model.errors import Unauthenticated
-from edgewise.net import server
-from edgewise.net.registry import PREFIX, Registry, Shelf
+from edgewise.net import ostree_remote, registry, server
+from edgewise.net.ostree_remote import OstreeRemotes
+from edgewise.net.registry import Registry, Shelf
 from edgewise.net.routes import MEMBERS, Peer, Route
 from edgewise.net.server import Mount
 from edgewise.protocol import limits
@@ -96,7 +97,7 @@ def hub_mounts(
     async def nothing(call: object) -> None:
         return None
 
-    route = Route("GET", PREFIX, "Images", nothing, MEMBERS, needs="viewer")
+    route = Route("GET", registry.PREFIX, "Images", nothing, MEMBERS, needs="viewer")
 
     def admit(peer: Peer) -> None:
         server.authorise(route, peer)
@@ -124,7 +125,10 @@ def relay_mounts(
 
 
 def _mounts(shelf: Shelf, admit: Callable[[Peer], None], log: Log) -> list[Mount]:
-    return [Mount(PREFIX, Registry(shelf, admit, log).answer)]
+    return [
+        Mount(registry.PREFIX, Registry(shelf, admit, log).answer),
+        Mount(ostree_remote.PREFIX, OstreeRemotes(shelf, admit, log).answer),
+    ]
 
 
 def _meets_its_port(shelf: FileShelf) -> Shelf:
