@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import artifact_checkout, artifact_import, artifact_show
+from edgewise.cli import artifact_checkout, artifact_import, artifact_show, artifact_write
 from edgewise.cli.builder import Adopt, Also, Builder, in_use, listed_by, upload
 from edgewise.cli.evidence import (
     NoProvenance,
@@ -43,8 +43,11 @@ _ASKED_AT_ONCE = 1000
 app.command(
     "checkout", help="Make a directory of an artifact's tree, verified, as a node would have it."
 )(artifact_checkout.verb)
-app.command("import", help="Make an artifact of a container image or an OSTree commit.")(
-    artifact_import.verb
+app.command(
+    "import", help="Make an artifact of a container image, an OSTree commit or a disk image."
+)(artifact_import.verb)
+app.command("write", help="Write a disk image to a device or file: only what differs, verified.")(
+    artifact_write.verb
 )
 
 

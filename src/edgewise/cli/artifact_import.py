@@ -23,7 +23,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         str,
         typer.Argument(
             help="A container image: oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE; "
-            "an OSTree commit: ostree:REPO:REF."
+            "an OSTree commit: ostree:REPO:REF; a raw disk image: disk:FILE."
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the artifact.")],
@@ -51,7 +51,10 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     else:
         if static_delta:
             raise BadUsage("--static-delta is for OSTree commits")
-        shape, trees = "oci", _images(session, folder, source, platform or [], at_most)
+        if kind == "disk":
+            shape, trees = "disk", _disk(folder, place, platform or [])
+        else:
+            shape, trees = "oci", _images(session, folder, source, platform or [], at_most)
     artifact = make_artifact(name, version, trees, built_from=built_from, shape=shape)
     folder.add(artifact)
     if session.as_json:
@@ -86,6 +89,12 @@ def _commit(
         raise BadUsage(f"ostree:{place} is not like ostree:REPO:REF", hint="ostree refs lists them")
     tree, _ = import_commit(folder, Path(repo), ref, static_delta)
     return {_one_platform(platforms): tree}
+
+
+def _disk(folder: BuildFolder, place: str, platforms: list[str]) -> dict[str, TreeRef]:
+    from edgewise.backends.files.disks import import_disk
+
+    return {_one_platform(platforms): import_disk(folder, Path(place))}
 
 
 def _one_platform(platforms: list[str]) -> str:
