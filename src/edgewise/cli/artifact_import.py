@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgewise.cli.evidence import NoProvenance, Sbom, Wanted, sboms_of, with_evidence
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage
 
@@ -37,6 +38,8 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     static_delta: Annotated[
         str, typer.Option(help="Of an OSTree commit: a delta from this one too.", metavar="COMMIT")
     ] = "",
+    sbom: Sbom = None,
+    no_provenance: NoProvenance = False,
 ) -> None:
     from edgewise.backends.files.builds import BuildFolder
     from edgewise.delivery.builder import artifact_path, make_artifact
@@ -56,6 +59,9 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         else:
             shape, trees = "oci", _images(session, folder, source, platform or [], at_most)
     artifact = make_artifact(name, version, trees, built_from=built_from, shape=shape)
+    given = dict.fromkeys(trees, Path(place))
+    wanted = Wanted(sboms_of(sbom or [], given), make_sboms=False, provenance=not no_provenance)
+    artifact = with_evidence(folder, artifact, wanted, given)
     folder.add(artifact)
     if session.as_json:
         session.json(artifact)

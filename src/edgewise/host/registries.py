@@ -141,12 +141,13 @@ def write(made: Setup, root: Path) -> None:
 
 def _host(url: str) -> str:
     """``host`` or ``host:port``."""
-    parts = urlsplit(url)
+    refused = BadUsage(f"{url[:200]!r} is not like https://host:port")
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        port = -1
-    plain = not set(parts.netloc) & set("\"'\\{}<> ") and parts.netloc.isprintable()
-    if parts.scheme != "https" or not parts.hostname or port == -1 or not plain or parts.username:
-        raise BadUsage(f"{url[:200]!r} is not like https://host:port")
+        raise refused from None
+    plain = not set(parts.netloc) & set("\"'\\{}<> ") and url.isprintable()
+    if parts.scheme != "https" or not parts.hostname or port == 0 or not plain or parts.username:
+        raise refused
     return parts.netloc
