@@ -228,6 +228,9 @@ class _Places(msgspec.Struct, frozen=True):
     entries: tuple[_Place, ...]
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 def places(tree: bytes, wanted: Callable[[str], bool]) -> dict[str, tuple[str, int]]:
     """Path to digest and size, of the files of an encoded tree that are ``wanted``.
 
@@ -237,9 +240,10 @@ def places(tree: bytes, wanted: Callable[[str], bool]) -> dict[str, tuple[str, i
         found = msgspec.json.decode(tree, type=_Places)
     except msgspec.DecodeError as error:
         raise Untrusted(f"a tree is malformed: {error}") from error
-    return {
-        one.path: (one.sha256, one.size) for one in found.entries if one.sha256 and wanted(one.path)
-    }
+    files = [one for one in found.entries if one.sha256 and wanted(one.path)]
+    if not all(_SHA256.fullmatch(one.sha256) for one in files):
+        raise Untrusted("a tree names something that is no digest")
+    return {one.path: (one.sha256, one.size) for one in files}
 
 
 _SKELETON = re.compile(r"layers/\d+/skeleton")

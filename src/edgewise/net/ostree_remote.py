@@ -19,12 +19,14 @@ from aiohttp import web
 from edgewise.delivery import images
 from edgewise.model.errors import (
     EdgewiseError,
+    Forbidden,
+    NeedsPerson,
     NotFound,
     TryLater,
     Unauthenticated,
     Untrusted,
 )
-from edgewise.net.registry import Shelf
+from edgewise.net.registry import Library
 from edgewise.net.routes import Peer
 from edgewise.protocol import limits
 from edgewise.runtime.log import Log
@@ -37,6 +39,7 @@ TREES: Final = 16
 _STATUS: Final[dict[type[EdgewiseError], int]] = {
     NotFound: 404,
     Unauthenticated: 401,
+    NeedsPerson: 503,  # no room here
     TryLater: 503,
     Untrusted: 502,
 }
@@ -47,8 +50,8 @@ Places = dict[str, tuple[str, int]]
 class OstreeRemotes:
     """Mount ``answer`` at ``PREFIX``; ``admit`` raises for peers that get nothing."""
 
-    def __init__(self, shelf: Shelf, admit: Callable[[Peer], None], log: Log) -> None:
-        self._shelf = shelf
+    def __init__(self, library: Library, admit: Callable[[Peer], None], log: Log) -> None:
+        self._library = library
         self._admit = admit
         self._log = log
         self._places: OrderedDict[str, Places] = OrderedDict()
@@ -59,15 +62,18 @@ class OstreeRemotes:
         try:
             self._admit(request.peer)
             return await self._answer(request)
-        except (NotFound, Unauthenticated, TryLater, Untrusted) as error:
-            return web.Response(status=_STATUS[type(error)], text=str(error))
+        except Forbidden:
+            raise
+        except (NotFound, NeedsPerson, TryLater, Untrusted) as error:
+            status = next((_STATUS[one] for one in type(error).__mro__ if one in _STATUS), 500)
+            return web.Response(status=status, text=str(error))
 
     async def _answer(self, request: Any) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, headers={"Allow": "GET, HEAD"})
         name, _, path = request.path.removeprefix(PREFIX).partition("/")
         sha256, size = await self._find(name, path)
-        await self._shelf.ensure(sha256)
+        await self._library.ensure(sha256)
         response = web.StreamResponse(headers={"ETag": f'"{sha256}"'})
         changes = path.startswith("refs/") or path in ("config", SUMMARY)
         response.headers["Cache-Control"] = "no-cache" if changes else "max-age=31536000, immutable"
@@ -76,7 +82,7 @@ class OstreeRemotes:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        stream = self._shelf.stream(sha256, at_most=size)
+        stream = self._library.stream(sha256, at_most=size)
         try:
             while chunk := await asyncio.to_thread(next, stream, b""):
                 await response.write(chunk)
@@ -90,7 +96,7 @@ class OstreeRemotes:
 
     async def _find(self, name: str, path: str) -> tuple[str, int]:
         """The newest version's file of this path. Raises NotFound."""
-        versions = [a for a in await self._shelf.artifacts(name) if a.shape == SHAPE]
+        versions = [a for a in await self._library.artifacts(name) if a.shape == SHAPE]
         # An older summary would hide the newest commit.
         for artifact in versions[-1:] if path == SUMMARY else reversed(versions):
             for ref in artifact.trees.values():
@@ -103,7 +109,7 @@ class OstreeRemotes:
         async with self._opening:
             known = self._places.get(tree)
             if known is None:
-                await self._shelf.ensure(tree)
+                await self._library.ensure(tree)
                 known = await asyncio.to_thread(self._read, tree)
                 self._places[tree] = known
                 if len(self._places) > TREES:
@@ -112,5 +118,5 @@ class OstreeRemotes:
         return known
 
     def _read(self, tree: str) -> Places:
-        data = b"".join(self._shelf.stream(tree, at_most=limits.TREE))
+        data = b"".join(self._library.stream(tree, at_most=limits.TREE))
         return images.places(data, lambda path: True)

@@ -27,6 +27,7 @@ from edgewise.delivery.skeleton import Content, Whole
 from edgewise.model.errors import (
     EdgewiseError,
     Forbidden,
+    NeedsPerson,
     NotFound,
     TryLater,
     Unauthenticated,
@@ -58,8 +59,8 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
-class Shelf(Protocol):
-    """Where published artifacts and objects are. Implementations: roles.shelves."""
+class Library(Protocol):
+    """Where published artifacts and objects are. Implementations: roles.libraries."""
 
     async def artifacts(self, name: str) -> tuple[Artifact, ...]:
         """Every published version of this artifact, the oldest first."""
@@ -91,8 +92,8 @@ class _Blob:
 class Registry:
     """Mount ``answer`` at ``PREFIX``; ``admit`` raises for peers that get nothing."""
 
-    def __init__(self, shelf: Shelf, admit: Callable[[Peer], None], log: Log) -> None:
-        self._shelf = shelf
+    def __init__(self, library: Library, admit: Callable[[Peer], None], log: Log) -> None:
+        self._library = library
         self._admit = admit
         self._log = log
         self._images: OrderedDict[str, Image] = OrderedDict()
@@ -112,7 +113,7 @@ class Registry:
             raise
         except NotFound as error:
             return _problem(404, "NAME_UNKNOWN", str(error))
-        except TryLater as error:
+        except (TryLater, NeedsPerson) as error:  # NeedsPerson: no room here
             return _problem(503, "TOOMANYREQUESTS", str(error))
         except Untrusted as error:
             self._log.event("registry", "warning", because=str(error), path=request.path[:200])
@@ -128,7 +129,7 @@ class Registry:
         if found is None:
             raise Refused(404, "NAME_INVALID", "this is no path of a repository here")
         name, kind, rest = found.groups()
-        versions = [a for a in await self._shelf.artifacts(name) if a.shape == images.SHAPE]
+        versions = [a for a in await self._library.artifacts(name) if a.shape == images.SHAPE]
         if not versions:
             raise Refused(404, "NAME_UNKNOWN", f"there is no image {name!r}")
         if kind == "manifests":
@@ -147,7 +148,7 @@ class Registry:
             self._images.move_to_end(tree)
             return known
         async with self._opening:
-            await self._shelf.ensure(tree)
+            await self._library.ensure(tree)
             found = await asyncio.to_thread(
                 lambda: images.places(self._read(tree, limits.TREE), images.is_frame)
             )
@@ -161,11 +162,11 @@ class Registry:
         return image
 
     async def _document(self, sha256: str, size: int) -> bytes:
-        await self._shelf.ensure(sha256)
+        await self._library.ensure(sha256)
         return await asyncio.to_thread(self._read, sha256, min(size, images.DOCUMENT))
 
     def _read(self, sha256: str, at_most: int) -> bytes:
-        return b"".join(self._shelf.stream(sha256, at_most=at_most))
+        return b"".join(self._library.stream(sha256, at_most=at_most))
 
     async def _index(self, artifact: Artifact) -> bytes | None:
         """The index of an image for several platforms."""
@@ -240,7 +241,7 @@ class Registry:
             await response.prepare(request)
             return response
         async with self._sending:
-            await self._shelf.ensure(blob.skeleton or blob.digest)
+            await self._library.ensure(blob.skeleton or blob.digest)
             await response.prepare(request)
             try:
                 async with aclosing(self._bytes(blob)) as whole:
@@ -271,7 +272,7 @@ class Registry:
         yield held
 
     async def _assembled(self, blob: _Blob) -> AsyncGenerator[bytes, None]:
-        stream = self._shelf.stream(blob.skeleton, at_most=limits.OBJECT)
+        stream = self._library.stream(blob.skeleton, at_most=limits.OBJECT)
         batches = _batches(skeleton.parts(_Reader(stream)))
         batch = await asyncio.to_thread(next, batches, None)
         ready = asyncio.create_task(self._ensure(batch))
@@ -291,7 +292,7 @@ class Registry:
 
     async def _ensure(self, batch: list[bytes | Content] | None) -> None:
         wanted = {part.sha256 for part in batch or () if isinstance(part, Content)}
-        await asyncio.gather(*(self._shelf.ensure(sha256) for sha256 in wanted))
+        await asyncio.gather(*(self._library.ensure(sha256) for sha256 in wanted))
 
     async def _joined(self, batch: list[bytes | Content]) -> bytes:
         def join() -> bytes:
@@ -307,8 +308,8 @@ class Registry:
             return await asyncio.to_thread(join)
 
     async def _object(self, sha256: str, size: int) -> AsyncGenerator[bytes, None]:
-        await self._shelf.ensure(sha256)
-        stream = self._shelf.stream(sha256, at_most=size)
+        await self._library.ensure(sha256)
+        stream = self._library.stream(sha256, at_most=size)
         while chunk := await asyncio.to_thread(next, stream, b""):
             yield chunk
 

@@ -63,7 +63,7 @@ from edgewise.net.waiters import Waiters
 from edgewise.protocol import limits
 from edgewise.protocol.channel import NodeRecord, Signed
 from edgewise.protocol.codec import decode
-from edgewise.roles import shelves
+from edgewise.roles import libraries
 from edgewise.roles.fleet_source import (
     FleetSource,
     Parts,
@@ -350,7 +350,7 @@ def _supply(
 def _mounts(stores: Stores, source: FleetSource, supply: SupplyRoutes, log: Log) -> list[Mount]:
     """git, and the registry of images."""
     git = git_mount(stores.repository.directory, stores.journal, source.pushed)
-    return [git, *shelves.hub_mounts(stores.publisher, stores.objects, supply.guard, log)]
+    return [git, *libraries.hub_mounts(stores.publisher, stores.objects.path, supply.guard, log)]
 
 
 def _outside(stores: Stores, database: Database, board: Board, log: Log) -> Outside:

@@ -85,18 +85,6 @@ class FileObjects:
             raise NotFound(f"object {sha256[:12]} is not kept here") from None
         return packing.unpack(packed, sha256, at_most=at_most)
 
-    def stream(self, sha256: str, *, at_most: int) -> Iterator[bytes]:
-        """The content of an object in chunks of at most ``packing.CHUNK`` bytes; blocking.
-
-        Raises NotFound, and Untrusted at the end when the disk changed the bytes.
-        """
-        try:
-            packed = self.path(sha256).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"object {sha256[:12]} is not kept here") from None
-        with packed:
-            yield from packing.unpacked(packed, sha256, at_most=at_most)
-
     async def missing(self, digests: Iterable[str]) -> frozenset[str]:
         """See ``ObjectStore.missing``."""
         return frozenset(d for d in digests if not self.path(d).exists())
