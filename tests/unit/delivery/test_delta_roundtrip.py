@@ -201,7 +201,7 @@ RUNS = (
 
 @pytest.mark.parametrize("old", RUNS)
 @pytest.mark.parametrize("new", RUNS)
-def test_long_runs_of_one_byte_are_taken_out_and_come_back(old, new):
+def test_long_runs_of_one_byte_are_found_and_come_back(old, new):
     made = bytearray()
     for start, difference, insert in search(new, old):
         made += delta.add(old[start : start + len(difference)], difference) + insert

@@ -50,6 +50,9 @@ _FILTERS: Final = [
         "id": lzma.FILTER_LZMA2,
         "preset": 9 | lzma.PRESET_EXTREME,
         "dict_size": delta.DICTIONARY // 2,
+        "lc": 4,  # differences have no alignment: 0.7 % less than with the preset's 3, 0, 2
+        "lp": 0,
+        "pb": 0,
     }
 ]
 _X86: Final = [{"id": lzma.FILTER_X86}, *_FILTERS]
