@@ -187,6 +187,33 @@ async def test_a_release_that_does_not_fit_is_refused_before_the_first_byte(
     assert world.runs(small_disk) == world.old
 
 
+@pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """A file system that takes 200 files; needs root."""
+    path = tmp_path / "few"
+    path.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"size=9m,nr_inodes=200") != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield path
+    libc.umount2(os.fsencode(path), 2)
+
+
+async def test_a_release_of_more_files_than_the_disk_takes_is_refused_before_the_first_byte(
+    world: World, few_inodes: Path
+) -> None:
+    many = await world.content.release(
+        {"hello": {f"data/{number}": b"%d" % number for number in range(300)}}
+    )
+    await world.verify(few_inodes)
+    await world.install(few_inodes, world.old)
+    served = world.content.source.served
+    with pytest.raises(NeedsPerson, match="inodes"):
+        await world.install(few_inodes, many)
+    assert world.content.source.served - served < 50_000  # documents, no content
+    assert world.runs(few_inodes) == world.old
+
+
 async def test_a_disk_that_somebody_else_fills_meanwhile_is_a_clear_error(
     world: World, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,14 +146,8 @@ class NodeStore:
         """
         needed = {self._name_of("current"), self._name_of("previous"), *keep}
         freed = 0
-        for folder in self._releases.iterdir():
-            if folder.name not in needed:
-                # Renamed first: a half-deleted release must not look complete.
-                doomed = self._staging / f"doomed-{folder.name}"
-                if doomed.exists():
-                    _remove(doomed)
-                os.rename(folder, doomed)
-                _remove(doomed)
+        unneeded = [folder for folder in self._releases.iterdir() if folder.name not in needed]
+        self._doom(unneeded)
         waiting = any(self.staged(release) is None for release in keep)
         if waiting:
             return 0
@@ -161,6 +155,19 @@ class NodeStore:
             if mine:
                 freed = self._sweep()
         return freed
+
+    def _doom(self, folders: Collection[Path]) -> None:
+        """Renamed, and that synced, before anything is deleted: a half-deleted release must
+        not look complete, also after a power cut."""
+        doomed = [self._staging / f"doomed-{folder.name}" for folder in folders]
+        for folder, place in zip(folders, doomed, strict=True):
+            if place.exists():
+                _remove(place)
+            os.rename(folder, place)
+        if doomed:
+            sync_directory(self._releases)
+        for place in doomed:
+            _remove(place)
 
     def _sweep(self) -> int:
         freed = 0
@@ -405,7 +412,7 @@ class NodeStore:
             swapped = final.exists() and exchange(folder, final)
             if not swapped:
                 if final.exists():
-                    _remove(final)
+                    self._doom([final])
                 os.rename(folder, final)
             sync_directory(self._releases)
             if swapped:
