@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli import agent_egress, agent_ingress, agent_ostree, agent_registry, agent_svid
+from edgewise.cli import (
+    agent_egress,
+    agent_ingress,
+    agent_ostree,
+    agent_pins,
+    agent_registry,
+    agent_svid,
+)
 from edgewise.cli.relay import become, writable
 from edgewise.cli.session import Session, short
 from edgewise.model.errors import BadUsage, NeedsPerson
@@ -301,4 +308,5 @@ agent_egress.add_to(app)
 agent_ingress.add_to(app)
 agent_registry.add_to(app)
 agent_ostree.add_to(app)
+agent_pins.add_to(app)
 agent_svid.add(app)

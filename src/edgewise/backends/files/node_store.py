@@ -6,8 +6,8 @@ Laws (docs/internals/content.md has the order of syncs):
 - ``releases/<sha>`` exists only complete: everything in it was synced before the rename;
 - ``current`` and ``previous`` are symlinks, replaced by rename, the directory synced after;
 - a kept file or document is only a hint until its digest was checked again;
-- ``collect`` deletes nothing that current, previous or ``keep`` need, and no object while
-  a fetch runs.
+- ``collect`` deletes nothing that current, previous, a pin or ``keep`` need, and no object
+  while a fetch runs.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class NodeStore:
         self._listed: dict[str, dict[str, tuple[str, ...]]] | None = None
         """While a fetch runs: folder of ``objects`` to object to its keys."""
         self._changes = 0
+        self._pins = root / "pinned"
         # Nobody but the agent needs what is kept, and old setuid files are among it.
         for folder in (root / "store", self._staging):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,6 +128,30 @@ class NodeStore:
         self._point("current", before.release)
         return before
 
+    def pin(self, release: str) -> None:
+        """Keep a release that is here until ``unpin``. Idempotent. Raises NotFound when it is
+        not complete, NeedsPerson when the disk is full."""
+        if self.staged(release) is None:
+            raise NotFound(f"release {release[:12]} is not on this node")
+        try:
+            self._pins.mkdir(exist_ok=True)
+            write_durably(self._pins / Digest(release).sha256, b"")
+            sync_directory(self.root)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+
+    def unpin(self, release: str) -> None:
+        """Idempotent."""
+        (self._pins / Digest(release).sha256).unlink(missing_ok=True)
+
+    def pinned(self) -> frozenset[str]:
+        """Releases that ``collect`` leaves alone."""
+        try:
+            names = os.listdir(self._pins)
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(name for name in names if not name.startswith("."))
+
     def free_bytes(self) -> int:
         """Bytes that this process may still write on the store's file system."""
         about = os.statvfs(self.root)
@@ -138,13 +163,13 @@ class NodeStore:
         return about.f_favail if about.f_files else sys.maxsize  # btrfs counts none
 
     def collect(self, keep: Collection[str] = ()) -> int:
-        """Delete what nothing needs: releases but current, previous and ``keep``, then
+        """Delete what nothing needs: releases but current, previous, pins and ``keep``, then
         files and documents that no release left here uses. Returns bytes freed.
 
         While a fetch runs, or a release in ``keep`` is not complete yet, objects and
         staging are left alone.
         """
-        needed = {self._name_of("current"), self._name_of("previous"), *keep}
+        needed = {self._name_of("current"), self._name_of("previous"), *self.pinned(), *keep}
         freed = 0
         unneeded = [folder for folder in self._releases.iterdir() if folder.name not in needed]
         self._doom(unneeded)
