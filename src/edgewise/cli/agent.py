@@ -11,13 +11,14 @@ import typer
 from edgewise.cli import (
     agent_egress,
     agent_ingress,
+    agent_link,
     agent_ostree,
     agent_pins,
     agent_registry,
     agent_svid,
 )
 from edgewise.cli.relay import become, writable
-from edgewise.cli.session import Session, short
+from edgewise.cli.session import Session, by_way, short
 from edgewise.model.errors import BadUsage, NeedsPerson
 from edgewise.runtime.hidden import TOKEN, hidden
 
@@ -290,6 +291,9 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
     facts += [(key, short(found.get(key, "") or "") or "nothing") for key in runs]
     owed = found.get("receipts_owed", 0)
     facts.append(("receipts to send", str(owed) if owed else ""))
+    facts.append(("link", "metered" if found.get("metered") else ""))
+    if (traffic := found.get("traffic")) and traffic.get("used"):
+        facts.append(("fetched", by_way(traffic["used"], traffic.get("requests", 0))))
     session.facts(facts)
     for failed in found.get("failed", ()):
         typer.echo(f"failed: {failed}")
@@ -309,4 +313,5 @@ agent_ingress.add_to(app)
 agent_registry.add_to(app)
 agent_ostree.add_to(app)
 agent_pins.add_to(app)
+agent_link.add_to(app)
 agent_svid.add(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -149,6 +149,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return ""
+
+
+def by_way(ways: Mapping[str, int], requests: int) -> str:
+    """``delta 1.2 MB, document 3.1 kB (7 requests)``."""
+    said = ", ".join(f"{way} {size(count)}" for way, count in sorted(ways.items()) if count)
+    return f"{said} ({requests} requests)" if said and requests else said
 
 
 def stamp(moment: datetime) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgewise.cli.session import Session, short, show_problems, size, stamp
+from edgewise.cli.session import Session, by_way, short, show_problems, size, stamp
 
 
 def verb(
@@ -31,6 +31,8 @@ def verb(
             ("seen", stamp(trace.seen)),
             ("compiled", "yes" if trace.compiled else "no"),
             ("fetched", _saved(trace.bytes_fetched, trace.bytes_full)),
+            ("planned", by_way(trace.traffic.planned, 0)),
+            ("used", by_way(trace.traffic.used, trace.traffic.requests)),
         ]
     )
     show_problems(trace.problems)
@@ -43,12 +45,14 @@ def verb(
         )
     typer.echo("")
     session.table(
-        ("NODE", "FLEET", "STATE", "AT", "BYTES", "WHY"),
+        ("NODE", "FLEET", "STATE", "AT", "PLANNED", "BYTES", "BY", "WHY"),
         (
             (
                 node.node, node.fleet, node.state,
                 stamp(node.receipt.at) if node.receipt else "",
+                size(sum(node.receipt.traffic.planned.values())) if node.receipt else "",
                 size(node.receipt.bytes_fetched) if node.receipt else "",
+                ", ".join(node.receipt.traffic.used) if node.receipt else "",
                 node.receipt.reason if node.receipt else "",
             )
             for node in trace.nodes

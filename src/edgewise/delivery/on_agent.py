@@ -10,7 +10,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from edgewise.delivery.plan import (
     plan_fetch,
 )
 from edgewise.delivery.ports import NodeFiles, Source, Trust
+from edgewise.delivery.rates import Bucket
 from edgewise.delivery.trees import refuse_privilege
 from edgewise.delivery.ways import Choice, Prices, Range, Situation, choose
 from edgewise.model.errors import (
@@ -51,6 +53,7 @@ from edgewise.protocol.codec import decode
 from edgewise.protocol.content import (
     Entry,
     FilesConfig,
+    NodeSettings,
     NotActedOn,
     Part,
     ProcessApp,
@@ -71,6 +74,7 @@ from edgewise.protocol.installed import (
     without_traffic,
 )
 from edgewise.protocol.report import Traffic
+from edgewise.runtime.clock import Clock, SystemClock
 
 SEALED: Final = 1 << 20
 """A sealed secret: Kubernetes' bound for a Secret."""
@@ -96,6 +100,8 @@ class Terms:
     metered: bool = False
     """Whether the link costs by the byte."""
     metered_policy: Metered = "Allow"
+    """Where the release says nothing."""
+    clock: Clock = field(default_factory=SystemClock)
     held: Callable[[str], bool] | None = None
     """Whether the relay holds a file of this digest; None: not known."""
     explain: Callable[[Mapping[str, int]], None] = lambda fields: None
@@ -134,7 +140,8 @@ class _Fetch:
         self._record = record
         self._terms = terms
         self._store = store
-        self._downloads = Downloads(store, source)
+        self._limited = Limited(source, terms.clock)
+        self._downloads = Downloads(store, self._limited)
         self._installed = store.installed()
         self._shelf = Shelf(store, self._downloads, terms.prices, _trees(self._installed))
         self._contents: Contents | None = None
@@ -175,6 +182,15 @@ class _Fetch:
         self._store.finish(installed, self._sizes_of(entries))
         return installed
 
+    def _obey(self, settings: NodeSettings) -> None:
+        """The new release says how its bytes come: a limit that is lifted helps at once."""
+        travel = settings.travel
+        self._limited.bucket = Bucket(travel.max_rate)
+        if settings.delivery is not msgspec.UNSET:
+            self._terms = replace(self._terms, metered_policy=travel.metered)
+        if travel.reserve >= 0:
+            self._terms = replace(self._terms, reserve=travel.reserve)
+
     def _sizes_of(self, entries: list[Entry]) -> dict[str, int]:
         sizes = self._downloads.sizes
         return {e.sha256: sizes[e.sha256] for e in entries if e.sha256 in sizes}
@@ -186,6 +202,7 @@ class _Fetch:
             release, Release, min(length, limits.RELEASE), f"release {release[:12]}"
         )
         try:
+            self._obey(document.settings)
             selection = document.selection(self._record.node, self._record.labels)
         except KeyError as error:
             raise NeedsPerson(
@@ -276,6 +293,25 @@ class _Fetch:
         self._store.keep_document(sha256, data)
         self._extra += self._downloads.sizes.get(sha256, len(data))
         return data
+
+
+class Limited:
+    """A source that gives no more bytes a second than its bucket lets through."""
+
+    def __init__(self, source: Source, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self.bucket = Bucket(0)
+
+    async def read(
+        self, path: str, *, at_most: int, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """See ``Source.read``."""
+        async for chunk in self._source.read(path, at_most=at_most, start=start, end=end):
+            wait = self.bucket.take(len(chunk), self._clock.monotonic())
+            if wait:
+                await self._clock.sleep(timedelta(seconds=wait))
+            yield chunk
 
 
 class Contents:

@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from edgewise.protocol.problem import Problem as Problem
-from edgewise.protocol.report import AppStatus, Health, Phase
+from edgewise.protocol.report import AppStatus, Health, Phase, Traffic
 
 T = TypeVar("T")
 
@@ -252,6 +252,8 @@ class ReceiptLine(msgspec.Struct, frozen=True):
     bytes_fetched: int = 0
     bytes_full: int = 0
     seconds: float = 0.0
+    traffic: Traffic = Traffic()
+    """Planned and used bytes by way."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -432,6 +434,8 @@ class Trace(msgspec.Struct, frozen=True):
     nodes: tuple[TraceNode, ...] = ()
     bytes_fetched: int = 0
     bytes_full: int = 0
+    traffic: Traffic = Traffic()
+    """Planned and used bytes by way, and requests, of all its nodes."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -485,6 +485,19 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An IANA name, or ``Node`` for the node's own."""
 
 
+class DeliverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How bytes come to a node."""
+
+    max_rate: int = 0
+    """Bytes a second that a node downloads at most; 0: no bound."""
+    metered: Literal["Allow", "DeltasOnly", "Never"] = "Allow"
+    """What may travel over a link that costs by the byte."""
+    spread_s: float = 0.0
+    """Nodes start to fetch spread over these seconds."""
+    reserve: int = -1
+    """Bytes of disk that a fetch leaves free; -1: the agent's own default."""
+
+
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fleet-wide rules that the node itself follows."""
 
@@ -492,6 +505,13 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift_interval_s: float = 300.0
     download_window: Window | None = None
     apply_window: Window | None = None
+    delivery: DeliverySettings | msgspec.UnsetType = msgspec.UNSET
+    """Absent where the fleet says nothing of it, so that such releases keep their digest."""
+
+    @property
+    def travel(self) -> DeliverySettings:
+        """How bytes come, with what is left out."""
+        return DeliverySettings() if self.delivery is msgspec.UNSET else self.delivery
 
 
 class PartRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

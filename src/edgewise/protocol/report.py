@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -73,6 +75,18 @@ class Traffic(msgspec.Struct, frozen=True, omit_defaults=True):
     requests: int = 0
 
 
+def sum_of(several: Iterable[Traffic]) -> Traffic:
+    """Of many nodes."""
+    planned: Counter[str] = Counter()
+    used: Counter[str] = Counter()
+    requests = 0
+    for one in several:
+        planned.update(one.planned)
+        used.update(one.used)
+        requests += one.requests
+    return Traffic(dict(planned), dict(used), requests)
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """One finished change on one node, signed with the node's enrolment key.
 
@@ -101,3 +115,5 @@ class Receipt(msgspec.Struct, frozen=True):
     """From the decision to the outcome."""
     changed: tuple[str, ...] = ()
     """Parts that changed, as ``app/hello``."""
+    traffic: Traffic = Traffic()
+    """How the bytes came."""

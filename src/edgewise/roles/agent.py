@@ -7,6 +7,7 @@ worker. Ending the agent leaves every app running, unless ``stop_apps`` is set.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -25,6 +26,7 @@ from edgewise.host import processes
 from edgewise.host.body import NodeBody, Organs
 from edgewise.host.cgroups import Cgroups
 from edgewise.host.files import ConfigFiles, Place
+from edgewise.host.link import is_metered
 from edgewise.host.machine import HostMachine, RunRecord
 from edgewise.host.memory import NodeFile
 from edgewise.host.notify import tell_parent
@@ -439,7 +441,12 @@ def local_status(state: Path) -> dict[str, Any]:
             "channel": kept.channel.sequence if kept.channel else 0,
             "receipts_owed": len(kept.node.owed),
             "failed": [msgspec.to_builtins(f) for f in kept.node.failed],
+            "metered": is_metered(state),
         }
+        if (state / "releases").is_dir():
+            with contextlib.suppress(NeedsPerson):
+                active = NodeStore(state).active()
+                status["traffic"] = msgspec.to_builtins(active.traffic) if active else {}
     if not (state / "apps").is_dir():
         return status
     machine = HostMachine(state, SystemClock(), None)

@@ -27,6 +27,7 @@ from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
 from edgewise.delivery.ports import Source, Verified
+from edgewise.host.link import is_metered
 from edgewise.host.tpm import open_tpm
 from edgewise.identity import on_agent as identity
 from edgewise.identity.on_agent import ByFactory, ByTpm, Machine, MachineIdentity
@@ -173,7 +174,13 @@ class InProcessWorker:
             return await delivery.fetch(
                 release,
                 record,
-                Terms(self.platform, tell, recompression=recompress),
+                Terms(
+                    self.platform,
+                    tell,
+                    recompression=recompress,
+                    metered=is_metered(self.state),
+                    clock=self.clock,
+                ),
                 trust=self._trust(),
                 store=NodeStore(self.state),
                 source=source,

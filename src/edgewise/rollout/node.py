@@ -24,7 +24,7 @@ import msgspec
 
 from edgewise.protocol.channel import Channel
 from edgewise.protocol.limits import RECEIPTS_KEPT
-from edgewise.protocol.report import Phase, Receipt
+from edgewise.protocol.report import Phase, Receipt, Traffic
 
 FAILURES_KEPT: Final = 16
 """Failed (release, rollout) pairs that a node remembers; the oldest go first."""
@@ -63,6 +63,7 @@ class Fetch(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes_fetched: int = 0
     bytes_full: int = 0
     changed: tuple[str, ...] = ()
+    traffic: Traffic = Traffic()
 
 
 # States
@@ -489,6 +490,7 @@ def _receipt(node: Node, ending: _Ending, now: datetime) -> Node:
         bytes_full=ending.fetch.bytes_full,
         seconds=max(0.0, (now - ending.since).total_seconds()),
         changed=ending.fetch.changed,
+        traffic=ending.fetch.traffic,
     )
     reported = node.reported
     if ending.outcome != "Failed":

@@ -25,7 +25,7 @@ from edgewise.protocol.sync import SyncReply, SyncRequest
 from edgewise.rollout import node as machine
 from edgewise.rollout.node import Node, phase_of, step, target_of, target_release
 from edgewise.rollout.node_ports import Body, Crypto, Kept, Line, NodeMemory, Releases
-from edgewise.rollout.windows import next_open
+from edgewise.rollout.windows import closes, next_open, share_of
 from edgewise.runtime.backoff import Backoff
 from edgewise.runtime.chance import Chance
 from edgewise.runtime.clock import Clock
@@ -246,13 +246,16 @@ class NodeRollout:
     async def _fetch(self, release: str) -> machine.Event:
         backoff = Backoff(self._parts.chance, cap=timedelta(minutes=5))
         self._progress = 0.0
+        await self._wait_for_turn(release)
         while True:
             record = self._kept.record
             if record is None:
                 return machine.FetchFailed(release, "this node has no record any more", True)
             await self._open(self._download_window())
             try:
-                installed = await self._parts.crypto.fetch(release, record, self._at)
+                installed = await self._while_open(release, record)
+                if installed is None:
+                    continue  # the window has closed: it goes on at the next opening
             except TryLater as error:
                 wait = max(backoff.next(), min(error.wait, timedelta(minutes=5)))
                 self._parts.log.event("fetch broke off", "warning", problem=str(error), wait=wait)
@@ -263,15 +266,62 @@ class NodeRollout:
             else:
                 was = self._staged_or_none(self.node.running)
                 fetch = machine.Fetch(
-                    installed.bytes_fetched, installed.bytes_full, installed.changed_since(was)
+                    installed.bytes_fetched,
+                    installed.bytes_full,
+                    installed.changed_since(was),
+                    installed.traffic,
                 )
+                self._say_fetched(installed)
                 same = was is not None and was.parts() == installed.parts()
                 return machine.Fetched(release, same, fetch)
+
+    def _say_fetched(self, installed: Installed) -> None:
+        """One line with planned and used bytes by way."""
+        traffic = installed.traffic
+        ways = {f"{way}_bytes": count for way, count in traffic.used.items()}
+        ways |= {f"{way}_planned": count for way, count in traffic.planned.items()}
+        fields: dict[str, object] = {"requests": traffic.requests, **ways}
+        self._parts.log.event("fetched", "info", **fields)
 
     def _at(self, progress: float) -> None:
         if progress - self._progress >= 0.1:
             self._progress = round(progress, 2)
             self._dirty.set()
+
+    async def _wait_for_turn(self, release: str) -> None:
+        """Spread many nodes' starts, where the fleet asks for it; seen as a window."""
+        running = self._download_window()
+        spread = running.settings.travel.spread_s if running else 0.0
+        if spread <= 0:
+            return
+        wait = timedelta(seconds=spread * share_of(self._about.name, release))
+        try:
+            self._say_shut(("download", self._parts.clock.now() + wait))
+            await self._parts.clock.sleep(wait)
+        finally:
+            self._say_shut(None)
+
+    async def _while_open(self, release: str, record: NodeRecord) -> Installed | None:
+        """Fetch until the download window closes; None: it has, and what came is kept."""
+        running = self._download_window()
+        window = running.settings.download_window if running else None
+        fetch = asyncio.ensure_future(self._parts.crypto.fetch(release, record, self._at))
+        try:
+            while window is not None and not fetch.done():
+                now = self._parts.clock.now()
+                end = closes(window, now, self._about.zone)
+                if end is None or end <= now:
+                    return None
+                look = asyncio.ensure_future(self._parts.clock.sleep(min(WINDOW_LOOK, end - now)))
+                try:
+                    await asyncio.wait({fetch, look}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    look.cancel()
+            return await fetch
+        finally:
+            if not fetch.done():
+                fetch.cancel()
+                await asyncio.wait({fetch})
 
     def _download_window(self) -> Installed | None:
         """The release that runs says when to download: the new one is not here yet."""

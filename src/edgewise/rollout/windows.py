@@ -8,6 +8,7 @@ happens right after it; one in the repeated hour happens once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -120,6 +121,21 @@ def is_open(window: Window | None, now: datetime, node_zone: str = "UTC") -> boo
     return False
 
 
+def closes(window: Window | None, now: datetime, node_zone: str = "UTC") -> datetime | None:
+    """When the opening that ``now`` lies in ends, the latest of several; None for no window.
+    Another opening may begin just then: look again."""
+    if window is None:
+        return None
+    cron, zone = parse_cron(window.at), _zone(window, node_zone)
+    length = timedelta(seconds=window.duration_s)
+    day, last = (now - length).astimezone(zone).date(), now.astimezone(zone).date()
+    ends = [now]
+    while day <= last:
+        ends += [start + length for start in _firings(cron, zone, day) if start <= now]
+        day += timedelta(days=1)
+    return max(ends)
+
+
 def next_open(window: Window | None, now: datetime, node_zone: str = "UTC") -> datetime | None:
     """When it is open next: ``now`` while it is; None when it never opens in four years."""
     if is_open(window, now, node_zone) or window is None:
@@ -133,3 +149,10 @@ def next_open(window: Window | None, now: datetime, node_zone: str = "UTC") -> d
                 return start
         day += timedelta(days=1)
     return None
+
+
+def share_of(node: str, release: str) -> float:
+    """0 to 1, always the same for this node and release, spread evenly over nodes: which
+    share of a fleet's ``spread`` it waits before it fetches."""
+    digest = hashlib.sha256(f"{node} {release}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)

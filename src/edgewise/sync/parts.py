@@ -11,12 +11,13 @@ import msgspec
 from edgewise.model.documents import EgressPolicy, Secret
 from edgewise.model.documents.app import AnyAppSpec, HookSpec, ProbeSpec, ProcessSpec
 from edgewise.model.documents.content import ConfigSpec
-from edgewise.model.documents.fleet import FleetSpec, WindowSpec
+from edgewise.model.documents.fleet import DeliverySpec, FleetSpec, WindowSpec
 from edgewise.model.documents.identity import AppIdentity, IdentityTerms, WorkloadIdentitySpec
 from edgewise.model.quantity import parse_bytes, parse_cpu_milli, parse_duration
 from edgewise.protocol import codec
 from edgewise.protocol.content import (
     ConfigFile,
+    DeliverySettings,
     Dependency,
     ExecProbe,
     FilesConfig,
@@ -216,6 +217,18 @@ def node_settings(spec: FleetSpec) -> NodeSettings:
         drift_interval_s=seconds(spec.drift_policy.interval),
         download_window=_window(spec.update_window.download),
         apply_window=_window(spec.update_window.apply),
+        delivery=_delivery(spec.delivery),
+    )
+
+
+def _delivery(spec: DeliverySpec | None) -> DeliverySettings | msgspec.UnsetType:
+    if spec is None:
+        return msgspec.UNSET
+    return DeliverySettings(
+        max_rate=0 if spec.max_rate is None else parse_bytes(str(spec.max_rate)),
+        metered=spec.metered_links,
+        spread_s=seconds(spec.spread),
+        reserve=-1 if spec.reserve is None else parse_bytes(str(spec.reserve)),
     )
 
 

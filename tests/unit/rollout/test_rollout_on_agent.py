@@ -13,13 +13,14 @@ import pytest
 
 from edgewise.model.errors import NeedsPerson, TryLater
 from edgewise.protocol.channel import Bitmap, Channel, NodeRecord
-from edgewise.protocol.content import NodeSettings, ProcessApp, Window
+from edgewise.protocol.content import DeliverySettings, NodeSettings, ProcessApp, Window
 from edgewise.protocol.installed import Installed, InstalledApp
 from edgewise.protocol.media import MEDIA
 from edgewise.protocol.report import Receipt
 from edgewise.protocol.sync import SyncReply
 from edgewise.rollout.node_ports import Kept
 from edgewise.rollout.on_agent import About, NodeRollout, Parts
+from edgewise.rollout.windows import share_of
 from edgewise.testing.chance import SeededChance
 from edgewise.testing.clock import ManualClock
 from edgewise.testing.log import ListLog
@@ -264,6 +265,44 @@ async def test_a_node_says_when_it_may_download() -> None:
         world.line.say(channel(3, A))
         await world.run(5)
         assert rollout.observation().window == "", "nothing is waited for any more"
+
+
+async def test_a_fetch_stops_when_the_window_closes_and_goes_on_in_the_next() -> None:
+    world = World()
+    nights = NodeSettings(download_window=Window("0 2 * * *", 3600))
+    world.crypto.offered[A] = release(A, "part of a", nights)
+    await world.on_a()
+    world.crypto.fetching = asyncio.Event()
+    async with world.agent() as rollout:
+        world.line.say(channel(2, A, B))
+        await world.run(2 * 3600 + 60)
+        assert world.crypto.fetched.count(B) == 1
+        assert rollout.observation().window == ""
+        await world.run(3600)
+        seen = rollout.observation()
+        assert (seen.window, seen.opens) == ("download", datetime(2026, 1, 2, 2, tzinfo=UTC))
+        world.crypto.fetching.set()
+        await world.run(10 * 3600)
+        assert rollout.node.running == A, "nothing is fetched outside the window"
+        await world.run(14 * 3600)
+        assert world.crypto.fetched.count(B) == 2
+        assert rollout.node.running == B
+
+
+async def test_nodes_start_to_fetch_spread_where_the_fleet_asks_for_it() -> None:
+    world = World()
+    travel = DeliverySettings(spread_s=3600.0)
+    world.crypto.offered[A] = release(A, "part of a", NodeSettings(delivery=travel))
+    await world.on_a()
+    async with world.agent() as rollout:
+        world.line.say(channel(2, A, B))
+        await world.run(1)
+        wait = 3600.0 * share_of("n", B)
+        assert rollout.observation().window == "download"
+        await world.run(wait - 10)
+        assert B not in world.crypto.fetched
+        await world.run(60)
+        assert rollout.node.running == B
 
 
 async def test_receipts_wait_on_disk_while_the_node_is_offline() -> None:

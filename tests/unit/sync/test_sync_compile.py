@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from repo_of import ARTIFACTS, app, compiled, doc, files
 
 from edgewise.model.quantity import Share
-from edgewise.protocol.content import NotActedOn, Part, ProcessApp, Release, SealedSecret
+from edgewise.protocol.codec import encode
+from edgewise.protocol.content import (
+    DeliverySettings,
+    NotActedOn,
+    Part,
+    ProcessApp,
+    Release,
+    SealedSecret,
+)
 from edgewise.sync.matching import Candidate, assign_stages
 from edgewise.sync.parse import ParseCache
 from edgewise.sync.policy import SAFE_DEFAULT
@@ -201,6 +209,15 @@ def test_windows_and_drift_rules_reach_the_release() -> None:
     assert (settings_.drift, settings_.drift_interval_s) == ("Report", 60.0)
     assert settings_.apply_window is not None
     assert settings_.apply_window.duration_s == 7200.0
+
+
+def test_how_bytes_come_reaches_the_release_and_is_absent_where_nothing_is_said() -> None:
+    fleet = FLEET + "delivery: {maxRate: 250k, meteredLinks: DeltasOnly, spread: 10m}"
+    said = release_of(pos(compiled(files(fleets_pos=doc("Fleet", "pos", fleet))))).settings
+    assert said.travel == DeliverySettings(250_000, "DeltasOnly", 600.0)
+    plain = release_of(pos(compiled(files(fleets_pos=doc("Fleet", "pos", FLEET))))).settings
+    assert "delivery" not in encode(plain).decode(), "such releases keep the digest they had"
+    assert plain.travel == DeliverySettings()
 
 
 # Who is where

@@ -13,6 +13,7 @@ from edgewise.model.documents.words import (
     Metadata,
     Name,
     Ref,
+    Size,
     Strict,
     TimeZone,
     VarName,
@@ -91,6 +92,19 @@ class UpdateWindow(Strict, frozen=True, kw_only=True):
     """When a staged release may be started."""
 
 
+class DeliverySpec(Strict, frozen=True, kw_only=True):
+    """How bytes come to the nodes. Left out: as fast as they can."""
+
+    max_rate: Size | None = None
+    """Bytes a second that each node downloads at most: ``250k``."""
+    metered_links: Literal["Allow", "DeltasOnly", "Never"] = "Allow"
+    """Over a link that costs by the byte: everything, only what deltas bring, or nothing."""
+    spread: Duration = "0s"
+    """Nodes begin to fetch spread over this time, each always at the same share of it."""
+    reserve: Size | None = None
+    """Disk that a fetch leaves free; 64Mi when left out."""
+
+
 class FleetSpec(Strict, frozen=True, kw_only=True):
     """A fleet."""
 
@@ -116,6 +130,8 @@ class FleetSpec(Strict, frozen=True, kw_only=True):
     """Files that were changed by hand."""
     update_window: UpdateWindow = UpdateWindow()
     """When nodes may fetch and apply."""
+    delivery: DeliverySpec | None = None
+    """How bytes come to the nodes."""
     suspend: bool = False
     """Compile and plan, but start no rollout."""
     rollout_policy_ref: Ref | None = None

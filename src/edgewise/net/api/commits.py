@@ -18,7 +18,7 @@ from edgewise.protocol.api import (
     Trace,
     TraceNode,
 )
-from edgewise.protocol.report import Receipt
+from edgewise.protocol.report import Receipt, sum_of
 from edgewise.rollout.on_hub import Rollouts
 from edgewise.rollout.ports import RolloutStore
 from edgewise.runtime.log import Log
@@ -151,6 +151,7 @@ class CommitRoutes:
             nodes,
             sum(receipt.bytes_fetched for receipt in receipts.values()),
             sum(receipt.bytes_full for receipt in receipts.values()),
+            sum_of(receipt.traffic for receipt in receipts.values()),
         )
 
     async def _rollouts_of(

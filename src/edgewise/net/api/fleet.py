@@ -403,6 +403,7 @@ def receipt_line(receipt: Receipt) -> ReceiptLine:
         receipt.bytes_fetched,
         receipt.bytes_full,
         receipt.seconds,
+        receipt.traffic,
     )
 
 
