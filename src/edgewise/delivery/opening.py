@@ -18,6 +18,7 @@ from edgewise.delivery.ways import Choice, Offer, OfferedPart, Prices, candidate
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.codec import decode
+from edgewise.protocol.content import Tree
 from edgewise.protocol.delta import DeltaList, DeltaRef, delta_path
 
 OPENED: Final = 4
@@ -47,6 +48,7 @@ class Shelf:
         self._refs: dict[str, DeltaRef] = {}
         self._documents: dict[str, bytes] = {}
         self._tried: set[tuple[str, ...]] = set()
+        self._trees: dict[str, Tree] = {}
         self.opened: dict[str, Opened] = {}
         self.refused: dict[str, str] = {}
         """File to why it is not touched again."""
@@ -80,6 +82,12 @@ class Shelf:
     def document(self, sha256: str) -> bytes | None:
         """A document that came with the list; its digest matched."""
         return self._documents.get(sha256)
+
+    def tree(self, sha256: str, manifest: bytes) -> Tree:
+        """A new tree, parsed once: a large one is ten megabytes. Raises Untrusted."""
+        if sha256 not in self._trees:
+            self._trees[sha256] = parse_tree(manifest)
+        return self._trees[sha256]
 
     # Opening
 
@@ -162,7 +170,7 @@ class Shelf:
             manifest = head.manifest(packed, old)
             self._store.keep_document(ref.tree, manifest)
         before = parse_tree(old) if ref.base else None
-        delta = head.resolve(before, parse_tree(manifest))
+        delta = head.resolve(before, self.tree(ref.tree, manifest))
         tail = lead[ref.lead :] if len(lead) == ref.size else b""
         self.opened[ref.sha256] = Opened(ref, delta, tail)
 

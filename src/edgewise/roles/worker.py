@@ -27,6 +27,7 @@ from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
 from edgewise.delivery.ports import Source, Verified
+from edgewise.host.heap import return_large_buffers
 from edgewise.host.link import is_metered
 from edgewise.host.tpm import open_tpm
 from edgewise.identity import on_agent as identity
@@ -303,6 +304,7 @@ async def perform(task: Task, worker: InProcessWorker, say: Callable[[Said], Non
 def main(state: Path) -> int:
     """Answer task after task, until there is none for a while or nobody is left to ask."""
     small_tls_buffers()
+    return_large_buffers()
     encoder = msgspec.json.Encoder()
     worker = InProcessWorker(state)
 

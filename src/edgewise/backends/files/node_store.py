@@ -58,8 +58,7 @@ class NodeStore:
         self._staging = root / "staging"
         self._partials = root / "staging" / "partial"
         self._listed: dict[str, dict[str, tuple[str, ...]]] | None = None
-        """While a fetch runs: folder of ``objects`` to object to its keys."""
-        self._changes = 0
+        """While a fetch runs: what the folders of objects hold, by their two digits."""
         self._pins = root / "pinned"
         # Nobody but the agent needs what is kept, and old setuid files are among it.
         for folder in (root / "store", self._staging):
@@ -220,9 +219,7 @@ class NodeStore:
     def fetching(self) -> Iterator[None]:
         """See ``NodeFiles.fetching``."""
         with self._lock(fcntl.LOCK_SH):
-            # Nobody else deletes objects meanwhile, so that each folder is listed once, and not
-            # for each of its files: two seconds for the root of an operating system.
-            self._listed = {}
+            self._listed = {}  # nobody else changes the objects meanwhile
             try:
                 yield
             finally:
@@ -274,31 +271,30 @@ class NodeStore:
 
     def kept(self, sha256: str) -> tuple[str, ...]:
         """See ``NodeFiles.kept``."""
-        return self._names(sha256[:2]).get(sha256[2:], ())
+        short = sha256[:2]
+        found = self._listed.get(short) if self._listed is not None else None
+        if found is None:
+            found = self._list(short)
+            if self._listed is not None:
+                self._listed[short] = found
+        return found.get(sha256[2:], ())
 
-    def _names(self, folder: str) -> dict[str, tuple[str, ...]]:
-        """The keys of each object in a folder of ``objects``."""
-        listed, changes = self._listed, self._changes
-        if listed is not None and folder in listed:
-            return listed[folder]
-        found: dict[str, tuple[str, ...]] = {}
+    def _list(self, short: str) -> dict[str, tuple[str, ...]]:
+        """What one folder of objects holds: an update asks for each of many thousand files."""
         try:
-            names = sorted(os.listdir(self._objects / folder))
+            names = sorted(os.listdir(f"{self._objects}/{short}"))
         except FileNotFoundError:
-            names = []
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
         for name in names:
             rest, _, key = name.partition("-")
             if _KEY.fullmatch(key):
                 found[rest] = (*found.get(rest, ()), key)
-        if listed is not None and changes == self._changes:
-            listed[folder] = found
         return found
 
     def _changed(self, sha256: str) -> None:
-        """An object came or went."""
-        self._changes += 1
-        if (listed := self._listed) is not None:
-            listed.pop(sha256[:2], None)
+        if self._listed is not None:
+            self._listed.pop(sha256[:2], None)
 
     def verify(
         self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
@@ -308,6 +304,7 @@ class NodeStore:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
+            self._changed(sha256)
             return False
         except OSError as error:
             if error.errno != errno.ELOOP:
@@ -448,7 +445,7 @@ class NodeStore:
     # How
 
     def _object(self, sha256: str, key: str) -> Path:
-        return self._objects / sha256[:2] / f"{Digest(sha256).sha256[2:]}-{key}"
+        return Path(f"{self._objects}/{sha256[:2]}/{Digest(sha256).sha256[2:]}-{key}")
 
     def _stage(self, release: str) -> Path:
         return self._staging / Digest(release).sha256
