@@ -240,6 +240,10 @@ async def test_every_blob_of_an_image_comes_from_the_relay_as_its_digest_says(
         assert (status, headers["Content-Type"]) == (200, images.INDEX_TYPE)
         assert headers["Docker-Content-Digest"] == f"sha256:{hashlib.sha256(index).hexdigest()}"
         digest = headers["Docker-Content-Digest"]
+        status, nothing, headers = await puller.get("/v2/till/manifests/latest", "HEAD")
+        assert (status, nothing, headers["Docker-Content-Digest"]) == (200, b"", digest)
+        assert headers["Content-Length"] == str(len(index))
+        assert (await puller.get("/v2/till/manifests/latest"))[1] == index, "same connection"
         assert (await puller.get(f"/v2/till/manifests/{digest}"))[1] == index
         seen: set[bytes] = set()
         for one in json.loads(index)["manifests"]:
