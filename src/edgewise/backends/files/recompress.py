@@ -134,7 +134,8 @@ def can_recompress(kind: int) -> bool:
 def expansion_of(source: IO[bytes], scratch: IO[bytes], *, at_most: int) -> Expansion | None:
     """How a gzip file comes again from what it expands to, which is left in ``scratch``.
 
-    None when it is none, or no compressor here makes these bytes.
+    None when it is none, or no compressor here makes these bytes. zlib is asked first: a node
+    has it in its process, and starts one for each file that only gzip makes.
     """
     start = source.read(4200)
     length = header_length(start)
@@ -151,7 +152,7 @@ def expansion_of(source: IO[bytes], scratch: IO[bytes], *, at_most: int) -> Expa
     except Untrusted:
         return None
     scratch.flush()
-    for kind, level in ((GNU_GZIP, 9), (ZLIB, 9), (GNU_GZIP, 6), (ZLIB, 6)):
+    for kind, level in ((ZLIB, 9), (GNU_GZIP, 9), (ZLIB, 6), (GNU_GZIP, 6)):
         found = Expansion(kind, size, bytes([level]) + start[:length])
         again = hashlib.sha256()
         recompress(found, scratch, again.update)
