@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from delta_measure import Cost, Moved, compare, run, serving
+from delta_measure import Cost, Moved, compare, run, serving, set_aside
 from delta_rivals import Outcome, median_of, repeated
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Ours:
                 cost = self.program("fetch", state, server.url, release, listed)
                 if not number:
                     compare(self.new, state / "releases" / release / "apps/system")
-                shutil.rmtree(state)
+                set_aside(state)
                 return cost
 
             costs, moved = repeated(times, server, update)
@@ -101,7 +100,7 @@ class Ours:
             cost = self.program("fetch", state, server.url, release, listed)
             moved = server.moved
         compare(self.new, state / "releases" / release / "apps/system")
-        shutil.rmtree(state)
+        set_aside(state)
         return moved, made, cost
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_measure import Cost, Moved, Server, compare, run, serving
+from delta_measure import Cost, Moved, Server, compare, run, serving, set_aside
 
 
 @dataclass
@@ -84,8 +84,8 @@ def ostree(work: Path, old: Path, new: Path, times: int) -> Outcome:
             cost += _checkout(node, second, out)
             if not number:
                 compare(new, out)
-            shutil.rmtree(out)
-            shutil.rmtree(node)
+            set_aside(out)
+            set_aside(node)
             return cost
 
         costs, moved = repeated(times, server, update)
@@ -97,7 +97,7 @@ def ostree(work: Path, old: Path, new: Path, times: int) -> Outcome:
             runs=[one.bytes for one in moved],
         )
     outcome.file_bytes, outcome.file_node = _file(work, repo, base, new, times)
-    shutil.rmtree(base)
+    set_aside(base)
     return outcome
 
 
@@ -111,8 +111,8 @@ def ostree_first(work: Path, new: Path) -> Moved:
         _ostree("remote", node, "add", "--no-gpg-verify", "origin", server.url)
         ostree_run(["pull", "--disable-fsync", "origin", "new"], node)
         moved = server.moved
-    shutil.rmtree(repo)
-    shutil.rmtree(node)
+    set_aside(repo)
+    set_aside(node)
     return moved
 
 
@@ -136,8 +136,8 @@ def _file(work: Path, repo: Path, base: Path, new: Path, times: int) -> tuple[in
         cost += _checkout(node, _ostree("rev-parse", repo, "new"), out)
         if not number:
             compare(new, out)
-        shutil.rmtree(out)
-        shutil.rmtree(node)
+        set_aside(out)
+        set_aside(node)
         costs.append(cost)
     files = [path] if path.is_file() else list(path.iterdir())
     return sum(file.stat().st_size for file in files), median_of(costs)
@@ -183,7 +183,7 @@ def casync(work: Path, old: Path, new: Path) -> Outcome:
             cost += run(["sync", "-f", out])
             if not number:
                 compare(new, out)
-            shutil.rmtree(out)
+            set_aside(out)
             return cost
 
         costs, moved = repeated(1, server, update)
