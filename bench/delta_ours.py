@@ -251,6 +251,9 @@ def main(verb: str, *words: str) -> None:
             release = (Path(site) / f"{tree}.release").read_text()
             asyncio.run(fetch(Path(state), release, Folder(Path(site)), ""))
         case "fetch", (state, url, release, listed):
+            from edgewise.host.heap import return_large_buffers
+
+            return_large_buffers()  # as the worker does when it starts
             asyncio.run(over_http(Path(state), url, release, listed))
         case _:
             sys.exit(__doc__)
