@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from edgewise.cli.artifact_checkout import _Folder, _Hub, _Origin, _platform
+from edgewise.cli.artifact_origin import (
+    Built,
+    Keys,
+    Name,
+    OnePlatform,
+    Origin,
+    Version,
+    origin_of,
+    platform_of,
+)
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage, Untrusted
 
@@ -38,35 +47,20 @@ class Written(msgspec.Struct, frozen=True):
 
 def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the artifact.")],
-    version: Annotated[str, typer.Argument(help="Its version.")],
+    name: Name,
+    version: Version,
     to: Annotated[Path, typer.Option(help="File or block device.", show_default=False)],
-    platform: Annotated[
-        str, typer.Option(help="Default: the only one, or else this machine's.")
-    ] = "",
-    built: Annotated[
-        Path | None,
-        typer.Option("--from", help="Folder that `artifact import` wrote, instead of the hub."),
-    ] = None,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(help="FILE.pub of the builder that must have signed it. Repeatable."),
-    ] = None,
+    platform: OnePlatform = "",
+    built: Built = None,
+    key: Keys = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
 ) -> None:
-    from edgewise.backends.files.builds import BuildFolder
     from edgewise.backends.files.disks import BLOCK, Disk, blocks_of
 
     session = Session.of(ctx)
-    if built is not None and key:
-        raise BadUsage("--from and --key do not go together", hint="a folder has no hub's list")
     with tempfile.TemporaryDirectory(prefix="edgewise-write-") as scratch:
         objects = Path(scratch) / "objects"
-        origin: _Origin = (
-            _Hub(session, tuple(key or ()), objects)
-            if built is None
-            else _Folder(BuildFolder(built.expanduser()))
-        )
+        origin = origin_of(session, built, key, objects)
         tree, image = _disk_image(origin, name, version, platform)
         blocks = blocks_of(tree, image)
         with Disk(to, image.size, dry_run=dry_run) as disk:
@@ -84,7 +78,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     typer.echo(f"{to}: {size(len(lacking) * BLOCK)} of {size(image.size)} {done}")
 
 
-def _disk_image(origin: _Origin, name: str, version: str, platform: str) -> tuple[Tree, DiskImage]:
+def _disk_image(origin: Origin, name: str, version: str, platform: str) -> tuple[Tree, DiskImage]:
     from edgewise.backends.files.disks import DOCUMENT, read_document
     from edgewise.delivery.builder import artifact_path
     from edgewise.protocol import limits
@@ -97,7 +91,7 @@ def _disk_image(origin: _Origin, name: str, version: str, platform: str) -> tupl
         raise BadUsage(
             f"artifact {name} {version} is no disk image", hint="edgewise artifact checkout"
         )
-    ref = artifact.trees[_platform(artifact, platform)]
+    ref = artifact.trees[platform_of(artifact, platform)]
     tree = decode(origin.manifest(ref), Tree, what=f"tree {ref.sha256[:12]}", at_most=limits.TREE)
     found = [entry for entry in tree.entries if entry.path == DOCUMENT]
     if not found or found[0].kind != "file" or found[0].size > 4096:
@@ -106,7 +100,7 @@ def _disk_image(origin: _Origin, name: str, version: str, platform: str) -> tupl
     return tree, read_document(b"".join(origin.content(found[0])))
 
 
-def _write(disk: Disk, origin: _Origin, wanted: dict[int, Entry | None], objects: Path) -> None:
+def _write(disk: Disk, origin: Origin, wanted: dict[int, Entry | None], objects: Path) -> None:
     from edgewise.backends.files.disks import BLOCK
     from edgewise.protocol.content import Entry, Tree
 
