@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import Final
 
+from edgewise.backends.files.cache_files import CHUNK
 from edgewise.backends.files.space import Space
 from edgewise.delivery import packing
 from edgewise.delivery.ports import Upstream
@@ -24,10 +25,6 @@ WHOLE: Final = 4 << 20
 kept in memory until then."""
 HELD_BACK: Final = 64 << 10
 """Last bytes of a larger one that wait for the verdict."""
-CHUNK: Final = 64 << 10
-"""Bytes read and handed on at a time. A node has eight downloads at once and each may wait in
-its connection's buffer, so this times 1,600 is what 200 slow nodes cost; and reading so little
-from the page cache is quicker than a thread."""
 TRIES: Final = 5
 """Times that a download which breaks off is taken up again, as long as each brings bytes."""
 

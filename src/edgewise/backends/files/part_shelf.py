@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edgewise.backends.files.cache_files import disk_size, filled
-from edgewise.backends.files.flights import CHUNK, TRIES
+from edgewise.backends.files.cache_files import CHUNK, disk_size, filled, kept_pieces
+from edgewise.backends.files.flights import TRIES
 from edgewise.backends.files.space import Space
 from edgewise.delivery.layouts import LEAD_IN, Layout, check, head_length
 from edgewise.delivery.ports import NotHere, Upstream
@@ -123,11 +123,7 @@ class PartShelf:
             parts.here.clear()
             raise TryLater(f"{parts.path} has gone from the disk")
         try:
-            while start < end:
-                piece = os.pread(fd, min(CHUNK, end - start), start)
-                if not piece:
-                    raise TryLater(f"{parts.path} is shorter than it was")
-                start += len(piece)
+            for piece in kept_pieces(fd, start, end, parts.path):
                 yield piece
         finally:
             os.close(fd)

@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
-from edgewise.backends.files.cache_files import CacheFiles
-from edgewise.backends.files.flights import CHUNK, Flight, NoRoom, ObjectFetch
+from edgewise.backends.files.cache_files import CacheFiles, kept_pieces
+from edgewise.backends.files.flights import Flight, NoRoom, ObjectFetch
 from edgewise.backends.files.part_shelf import PartShelf, digest_of
 from edgewise.backends.files.space import Space
 from edgewise.delivery import packing
 from edgewise.delivery.ports import NotHere, Served, Shelf, Upstream
-from edgewise.model.errors import NeedsPerson, NotFound, TryLater
+from edgewise.model.errors import NeedsPerson, NotFound
 from edgewise.protocol import limits
 from edgewise.protocol.content import object_path
 from edgewise.runtime.log import Log
@@ -160,11 +160,7 @@ class FileShelf:
                         yield piece
                 return
             try:
-                while start < end:
-                    piece = os.pread(fd, min(CHUNK, end - start), start)
-                    if not piece:
-                        raise TryLater(f"{path} is shorter than it was")
-                    start += len(piece)
+                for piece in kept_pieces(fd, start, end, path):
                     yield piece
             finally:
                 os.close(fd)
