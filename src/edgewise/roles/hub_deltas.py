@@ -105,6 +105,8 @@ class HubDeltas:
         self._looking = asyncio.Lock()
         self._releases: OrderedDict[str, _Contents] = OrderedDict()
         self._sizes: OrderedDict[str, Mapping[str, int]] = OrderedDict()
+        self._looked_at: dict[str, tuple[str, str]] = {}
+        """Fleet to the stable and candidate releases whose trees were last looked at."""
         self._told: dict[str, float] = {}
         self._said: dict[str, None] = {}
 
@@ -285,9 +287,11 @@ class HubDeltas:
         """Trees of every fleet's stable and candidate releases."""
         stable: set[str] = set()
         candidate: set[str] = set()
+        self._looked_at = {}
         for fleet in self._at.publisher.fleets():
             channel = self._at.publisher.channel(fleet)
             if channel is not None:
+                self._looked_at[fleet] = (channel.stable, channel.candidate)
                 stable |= (await self._contents(channel.stable)).trees
                 candidate |= (await self._contents(channel.candidate)).trees
         return frozenset(stable), frozenset(candidate)
@@ -380,7 +384,8 @@ class HubDeltas:
     async def _listing(self, channel: Channel) -> bytes:
         refs, stable, candidate = await self._refs_for(channel)
         chosen = deltas.listed(refs, stable.trees, candidate.trees)
-        self.nudge()
+        if self._looked_at.get(channel.fleet) != (channel.stable, channel.candidate):
+            self.nudge()  # most publications move a wave, and leave the trees as they are
         texts = deltas.that_fit(
             text.encode() for text in dict.fromkeys((*candidate.documents, *stable.documents))
         )
