@@ -424,7 +424,8 @@ END = bytes(1024)
     ("data", "says"),
     [
         (b"", "without an end of archive"),
-        (b"\x1f\x8b" + bytes(600), "tar header"),
+        (b"\x1f\x8b" + bytes(600), "no tar file"),
+        (member(b"tuf/timestamp.json") + b"\x1f\x8b" * 300, "no tar header"),
         (member(b"../../etc/passwd") + END, "no name of a file"),
         (member(b"/etc/passwd") + END, "no name of a file"),
         (member(b"objects/../../x.zst") + END, "no name of a file"),

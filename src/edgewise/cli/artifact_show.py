@@ -172,9 +172,8 @@ def _facts(artifact: Artifact, said: Provenance | None, content: Content) -> lis
 def _sbom_line(said: SbomSummary | None) -> str:
     if said is None:
         return "none"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in said.kinds.items()) or "empty"
     whole = {True: "complete", False: "incomplete", None: ""}[said.complete]
-    return f"{said.format}: {kinds}" + (f" ({whole})" if whole else "")
+    return f"{said.format}: {said.counted or 'empty'}" + (f" ({whole})" if whole else "")
 
 
 def _tell_parts(sboms: dict[str, SbomSummary]) -> None:

@@ -103,8 +103,7 @@ def told(folder: BuildFolder, artifact: Artifact) -> Iterator[str]:
         data = folder.evidence(ref)
         if ref.kind == "sbom":
             said = summary(data)
-            kinds = ", ".join(f"{count} {kind}" for kind, count in said.kinds.items()) or "nothing"
-            yield f"{ref.platform}: {said.format} SBOM: {kinds}"
+            yield f"{ref.platform}: {said.format} SBOM: {said.counted or 'nothing'}"
         else:
             origin = read_provenance(data, artifact, ())
             changed = " and changes that are not committed" if origin.changed else ""

@@ -58,6 +58,14 @@ class SbomSummary(msgspec.Struct, frozen=True):
     complete: bool | None
     """Whether it says that it is; None when it does not say."""
 
+    @property
+    def counted(self) -> str:
+        """Its kinds for people: ``118 deb, 2 files``."""
+        return ", ".join(
+            f"{count} {'files' if kind == 'file' and count != 1 else kind}"
+            for kind, count in self.kinds.items()
+        )
+
 
 def make_sbom(artifact: Artifact, platform: str, inventory: Inventory) -> bytes:
     """CycloneDX JSON of one tree. It says ``incomplete`` when a file belongs to no package:

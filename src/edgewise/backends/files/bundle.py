@@ -40,6 +40,7 @@ FILES: Final = 1_000_000
 METADATA: Final = 512
 """Files below ``tuf/``: 256 roots and what belongs to them."""
 _BLOCK: Final = 512
+_USTAR: Final = b"ustar"
 _CHUNK: Final = 256 << 10
 _LONGEST_MEMBER: Final = 8**11 - 1
 """Bytes that a ustar header can say: 8 GiB."""
@@ -180,6 +181,11 @@ def _in_tar(path: Path) -> dict[str, _Member]:
                 )
             if header == bytes(_BLOCK):
                 return found
+            if not at and header[257:262] != _USTAR:
+                raise BadUsage(
+                    f"{path} is no bundle: it is no tar file",
+                    hint="`edgewise bundle export` makes one",
+                )
             name, size = _header(header, at)
             if at + _BLOCK + size > length:
                 raise Untrusted(

@@ -46,7 +46,8 @@ class Source:
         kind, colon, rest = text.partition(":")
         if kind not in ("oci", "oci-archive", "docker-archive") or not colon or not rest:
             raise BadUsage(
-                f"{text[:200]!r} is not like oci:DIR, oci-archive:FILE or docker-archive:FILE",
+                f"{text[:200]!r} is not like oci:DIR, oci-archive:FILE, docker-archive:FILE,"
+                " ostree:REPO:REF or disk:FILE",
                 hint="`skopeo copy docker://NAME oci:DIR:TAG` makes one of what a registry has",
             )
         if Path(rest).exists():
