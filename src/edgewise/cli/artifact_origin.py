@@ -162,9 +162,8 @@ class HubOrigin:
             try:
                 for job in jobs:
                     job.result()
-            except BaseException:
-                workers.shutdown(wait=True, cancel_futures=True)
-                raise
+            finally:
+                workers.shutdown(cancel_futures=True)  # after one that failed, no more
 
     def content(self, entry: Entry) -> Iterator[bytes]:
         from edgewise.delivery import packing

@@ -73,8 +73,6 @@ class FetchPlan:
     """Space taken meanwhile: objects as they travel, until they are unpacked."""
     inodes: int
     """Files, directories and links made at most."""
-    full_bytes: int
-    """Unpacked bytes of everything, had nothing been here."""
 
 
 def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]]) -> FetchPlan:
@@ -93,7 +91,7 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
             disk += BLOCK if entry.kind == "dir" else 0
     steps: list[Step] = []
     check: list[Kept] = []
-    travel = full = new = 0
+    travel = new = 0
     sizes: list[int] = []
     for by_key in wanted.values():
         first = next(iter(by_key.values()))
@@ -101,7 +99,6 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
             raise Untrusted(f"object {first.sha256[:12]} has two sizes in one release")
         have = kept(first.sha256)
         lacking = [entry for key, entry in by_key.items() if key not in have]
-        full += first.size
         new += len(lacking)
         disk += sum(_on_disk(first.size) for _ in lacking)
         check += [Kept(e.sha256, key, e.xattrs) for key, e in by_key.items() if key in have]
@@ -115,7 +112,7 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
             travel += first.size
             sizes.append(_on_disk(first.size))
     passing = sum(sorted(sizes)[-AT_ONCE:])
-    return FetchPlan(tuple(steps), tuple(check), travel, disk, passing, others + new, full)
+    return FetchPlan(tuple(steps), tuple(check), travel, disk, passing, others + new)
 
 
 def _on_disk(size: int) -> int:

@@ -132,12 +132,6 @@ def read_provenance(data: bytes, artifact: Artifact, keys: Iterable[Key]) -> Pro
     return _summed(statement, _signers(envelope, keys), len(envelope.signatures) if envelope else 0)
 
 
-def statement_of(data: bytes) -> bytes:
-    """The statement inside an envelope, or ``data`` when it is one by itself."""
-    envelope, _ = _opened(data)
-    return envelope.payload if envelope else data
-
-
 def _opened(data: bytes) -> tuple[Envelope | None, dict[str, Any]]:
     document = _json(data)
     if "payloadType" not in document:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -91,24 +91,20 @@ class Sources:
     ) -> AsyncIterator[Opened]:
         """See ``Upstream.open``: of the first origin that answers."""
         said: list[EdgewiseError] = []
-        for index in self.choice.order(self.clock.monotonic()):
-            origin = self.origins[index]
-            if not origin.wants(path):
-                continue
-            opening = origin.open(path, (start, end), at_most)
-            try:
-                opened = await opening.__aenter__()
-            except EdgewiseError as error:
-                self._failed(index, path, error)
-                said.append(error)
-                continue
-            try:
+        async with AsyncExitStack() as held:
+            for index in self.choice.order(self.clock.monotonic()):
+                origin = self.origins[index]
+                if not origin.wants(path):
+                    continue
+                try:
+                    opening = origin.open(path, (start, end), at_most)
+                    opened = await held.enter_async_context(opening)
+                except EdgewiseError as error:
+                    self._failed(index, path, error)
+                    said.append(error)
+                    continue
                 yield Opened(opened.size, self._counted(index, path, opened.pieces))
-            except BaseException as error:
-                await opening.__aexit__(type(error), error, error.__traceback__)
-                raise
-            await opening.__aexit__(None, None, None)
-            return
+                return
         raise _worst(path, said)
 
     async def read(
