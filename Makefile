@@ -27,6 +27,10 @@ setup: $(VENV)/installed
 tools:
 	@./scripts/tools
 
+.PHONY: object-store
+object-store: setup
+	@./scripts/object-store "$(VENV)"
+
 .PHONY: check
 check: setup
 	$(BIN)/ruff format --check src tests bench
@@ -39,7 +43,7 @@ test: check tools
 	$(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-slow
-test-slow: setup tools
+test-slow: setup tools object-store
 	$(BIN)/python -m pytest -m "slow and not images" --timeout 600
 
 .PHONY: test-oci

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,156 +13,29 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from content_place import Place, everything, get, served
+from file_servers import Caddy, Nginx
 from relay_region import join_node, region
 
 from edgewise.backends.files import mirroring
-from edgewise.backends.files.cache_files import CacheFiles
-from edgewise.backends.files.mirroring import mirror
-from edgewise.backends.files.objects import FileObjects
-from edgewise.backends.files.shelf import FileShelf
-from edgewise.backends.files.space import Space, SpaceTerms
-from edgewise.backends.tuf.repository import FileMetadata
+from edgewise.backends.files.mirroring import FolderTarget, MirrorTerms, mirror
 from edgewise.delivery import packing
-from edgewise.delivery.on_hub import Publisher
-from edgewise.delivery.on_relay import Cache
 from edgewise.delivery.ports import Source
 from edgewise.model.names import Digest
-from edgewise.net.client import Client, Endpoint
-from edgewise.net.sources import Origin, Sources, plain_origin
-from edgewise.protocol.channel import Channel
-from edgewise.protocol.codec import encode
-from edgewise.protocol.content import NotActedOn, PartRef, Release, object_path
+from edgewise.protocol.content import object_path
 from edgewise.roles.worker import InProcessWorker
-from edgewise.runtime.clock import SystemClock
-from edgewise.testing.content import MemoryKeys
-from edgewise.testing.delta_files import delta_file
-from edgewise.testing.log import ListLog
-
-DOCS = Path(__file__).parents[2] / "docs" / "cdn.md"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-class Nginx:
-    """One nginx that serves a folder as docs/cdn.md says; ``port`` is its own."""
-
-    def __init__(self, folder: Path, state: Path) -> None:
-        assert NGINX is not None, "nginx is missing: `make tools`"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = int(probe.getsockname()[1])
-        found = re.search(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)
-        assert found is not None
-        server = found[1].replace("/srv/edgewise", str(folder))
-        server = server.replace("listen 8080", f"listen 127.0.0.1:{self.port}")
-        state.mkdir()
-        temporary = "\n".join(
-            f"{kind}_temp_path {state}/{kind};"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        config = state / "nginx.conf"
-        config.write_text(
-            f"daemon off; master_process off; pid {state}/pid; error_log {state}/errors;\n"
-            f"events {{}}\nhttp {{ access_log {state}/access; gzip_types *;\n"
-            f"{temporary}\n{server} }}\n"
-        )
-        self._process = subprocess.Popen([NGINX, "-p", str(state), "-c", str(config)])
-        for _ in range(1000):  # it is a process of its own
-            with socket.socket() as line:
-                if line.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self._process.poll() is None, (state / "errors").read_text()
-            time.sleep(0.01)
-        raise AssertionError("nginx does not listen")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-
-
-class Place:
-    """A hub's content on disk, a mirror of it, and nginx before each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.content, self.cdn = folder / "content", folder / "cdn"
-        self.paths: dict[str, bytes] = {}
-        self.publisher: Publisher
-        self.log = ListLog()
-        self.hub_nginx: Nginx
-        self.cdn_nginx: Nginx
-
-    async def publish(self, sequence: int) -> None:
-        objects = FileObjects(self.content)
-        if sequence == 1:
-            self.publisher = await Publisher.open(
-                FileMetadata(self.content / "tuf"), MemoryKeys(), objects, clock=SystemClock()
-            )
-        for size in (100, 5_000, 300_000):
-            data = os.urandom(size)
-            digest = Digest.of(data).sha256
-            await objects.put(digest, data)
-            path = object_path(digest)
-            self.paths[path] = (self.content / path).read_bytes()
-        path, data = delta_file([os.urandom(30_000) for _ in range(8)])
-        (self.content / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.content / path).write_bytes(data)
-        self.paths[path] = data
-        part = encode(NotActedOn("Thing", f"thing-{sequence}"))
-        refs = (PartRef("other", f"thing-{sequence}", (), {"": Digest.of(part).sha256}),)
-        release = encode(Release("lab", refs))
-        name = Digest.of(release).sha256
-        await self.publisher.publish_release(name, {Digest.of(part).sha256: part, name: release})
-        await self.publisher.publish_channels([Channel("lab", sequence, stable=name)])
-
-    def relay(self) -> tuple[Cache, Sources]:
-        clock = SystemClock()
-        hub = Client(Endpoint((self.hub_nginx.url,)), clock, 8)
-        sources = Sources(
-            (plain_origin(self.cdn_nginx.url, clock), Origin("hub", hub, "/")), clock, self.log
-        )
-        self.disk = self.folder / f"relay-{len(list(self.folder.iterdir()))}"
-        space = Space(CacheFiles(self.disk), SpaceTerms(1 << 30, 0), clock, self.log)
-        cache = Cache(
-            FileShelf(space, sources, self.log),
-            FileMetadata(self.disk / "tuf"),
-            sources,
-            root=self.publisher.root,
-            clock=clock,
-        )
-        return cache, sources
 
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     place = Place(tmp_path)
     await place.publish(1)
-    mirror(place.content, place.cdn)
+    mirror(place.content, FolderTarget(place.cdn))
     place.hub_nginx = Nginx(place.content, tmp_path / "nginx-hub")
-    place.cdn_nginx = Nginx(place.cdn, tmp_path / "nginx-cdn")
+    place.cdn_server = Nginx(place.cdn, tmp_path / "nginx-cdn")
     yield place
     place.hub_nginx.close()
-    place.cdn_nginx.close()
-
-
-async def get(cache: Cache, path: str) -> bytes:
-    return b"".join([piece async for piece in cache.read(path, at_most=1 << 30)])
-
-
-def served(sources: Sources) -> dict[str, int]:
-    return {standing.name: standing.served_bytes for standing in sources.choice.standings}
-
-
-async def everything(place: Place, cache: Cache) -> None:
-    await get(cache, "tuf/timestamp.json")
-    for path, data in place.paths.items():
-        assert await get(cache, path) == data
-    newest = place.publisher.metadata_for("lab")
-    for name, data in newest.items():
-        if not name.startswith("channels/"):
-            assert await get(cache, f"tuf/{name}") == data
+    place.cdn_server.close()
 
 
 async def test_a_relay_gets_everything_but_the_timestamp_from_a_file_server(place: Place) -> None:
@@ -176,21 +43,28 @@ async def test_a_relay_gets_everything_but_the_timestamp_from_a_file_server(plac
     await everything(place, cache)
     small = sum((place.content / "tuf" / f"{n}").stat().st_size for n in ("timestamp.json",))
     assert served(sources)["hub"] == small
-    assert served(sources)[f"127.0.0.1:{place.cdn_nginx.port}"] > 300_000
+    assert served(sources)[f"127.0.0.1:{place.cdn_server.port}"] > 300_000
     await sources.close()
 
 
-async def test_nginx_as_documented_says_what_caches_need_to_know(place: Place) -> None:
+@pytest.mark.parametrize("kind", [Nginx, Caddy])
+async def test_a_file_server_as_documented_says_what_caches_need_to_know(
+    place: Place, tmp_path: Path, kind: type[Nginx] | type[Caddy]
+) -> None:
+    server = kind(place.cdn, tmp_path / "server")
     path = max(place.paths, key=lambda p: len(place.paths[p]))
     whole = place.paths[path]
     asks = {"Accept-Encoding": "gzip, zstd"}
-    async with aiohttp.ClientSession(place.cdn_nginx.url, auto_decompress=False) as web:
+    async with aiohttp.ClientSession(server.url, auto_decompress=False) as web:
         async with web.get(f"/{path}", headers=asks) as answer:
             assert await answer.read() == whole
             assert "immutable" in answer.headers["Cache-Control"]
             assert "Content-Encoding" not in answer.headers
             assert answer.headers["Accept-Ranges"] == "bytes"
-            assert answer.headers["ETag"]
+            tag, date = answer.headers["ETag"], answer.headers["Last-Modified"]
+        for known in ({"If-None-Match": tag}, {"If-Modified-Since": date}):
+            async with web.get(f"/{path}", headers=known) as answer:
+                assert (answer.status, await answer.read()) == (304, b"")
         async with web.get(f"/{path}", headers={"Range": "bytes=1000-1999"}) as answer:
             assert (answer.status, await answer.read()) == (206, whole[1000:2000])
         async with web.get(f"/{path}", headers={"Range": f"bytes={len(whole)}-"}) as answer:
@@ -198,8 +72,68 @@ async def test_nginx_as_documented_says_what_caches_need_to_know(place: Place) -
         async with web.get("/tuf/timestamp.json", headers=asks) as answer:
             assert answer.headers["Cache-Control"] == "no-cache"
             assert "Content-Encoding" not in answer.headers
-        async with web.get("/objects/") as answer:
-            assert answer.status == 403
+        for missing in (f"/objects/{'0' * 2}/{'0' * 62}.zst", "/tuf/999.snapshot.json"):
+            async with web.get(missing) as answer:
+                assert answer.status == 404
+                assert "Cache-Control" not in answer.headers, "it may come at any moment"
+        for nobodys in ("/objects/", "/objects/.incoming/x", "/objects/ab/.x.zst.new"):
+            async with web.get(nobodys) as answer:
+                assert answer.status in (403, 404)
+    server.close()
+
+
+async def test_caddy_that_compresses_for_whoever_asks_is_not_asked_to(
+    place: Place, tmp_path: Path
+) -> None:
+    place.cdn_server.close()
+    place.cdn_server = Caddy(place.cdn, tmp_path / "caddy", "encode {\n gzip\n minimum_length 1\n}")
+    async with aiohttp.ClientSession(place.cdn_server.url, auto_decompress=False) as web:
+        metadata = place.publisher.metadata_for("lab")
+        name = next(one for one in metadata if one.endswith(".targets.json"))
+        async with web.get(f"/tuf/{name}", headers={"Accept-Encoding": "gzip"}) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip"
+    cache, sources = place.relay()
+    await everything(place, cache)
+    assert served(sources)["hub"] == (place.content / "tuf/timestamp.json").stat().st_size
+    await sources.close()
+
+
+async def test_a_file_server_that_compresses_unasked_or_redirects_is_left_alone(
+    place: Place, tmp_path: Path
+) -> None:
+    place.cdn_server.close()
+    for number, bad in enumerate(
+        ("header Content-Encoding gzip", "redir https://elsewhere.example{uri} 302")
+    ):
+        place.cdn_server = Caddy(place.cdn, tmp_path / f"caddy-{number}", bad)
+        cache, sources = place.relay()
+        await everything(place, cache)
+        assert [standing.lies for standing in sources.choice.standings] == [1, 0]
+        place.cdn_server.close()
+        await sources.close()
+    said = [str(more["because"]) for what, more in place.log.lines if "fails" in what]
+    assert any("compressed" in one for one in said)
+    assert any("302 to https://elsewhere.example/" in one for one in said)
+    place.cdn_server = Nginx(place.cdn, tmp_path / "nginx-again")
+
+
+async def test_a_file_server_that_forbids_what_it_does_not_have_is_asked_again(
+    place: Place, tmp_path: Path
+) -> None:
+    lost = list(place.paths)[::2]
+    for path in lost:
+        (place.cdn / path).unlink()
+    place.cdn_server.close()
+    as_s3 = "@lost not file\nrespond @lost `<Error><Code>AccessDenied</Code></Error>` 403"
+    place.cdn_server = Caddy(place.cdn, tmp_path / "caddy", as_s3)
+    cache, sources = place.relay()
+    await everything(place, cache)
+    cdn = sources.choice.standings[0]
+    assert (cdn.failures, cdn.lies, cdn.refusals) == (0, 0, len(lost))
+    assert cdn.served_bytes > 0
+    warned = [what for what, _ in place.log.lines if "forbids" in what]
+    assert len(warned) == 1
+    await sources.close()
 
 
 async def test_a_stale_file_server_delays_nothing(place: Place) -> None:
@@ -214,7 +148,7 @@ async def test_a_stale_file_server_delays_nothing(place: Place) -> None:
 async def test_an_old_timestamp_among_new_files_is_never_asked_for(place: Place) -> None:
     old = (place.cdn / "tuf" / "timestamp.json").read_bytes()
     await place.publish(2)
-    mirror(place.content, place.cdn)
+    mirror(place.content, FolderTarget(place.cdn))
     (place.cdn / "tuf" / "timestamp.json").write_bytes(old)
     cache, sources = place.relay()
     await everything(place, cache)
@@ -248,7 +182,7 @@ async def test_a_file_server_that_lost_files_is_helped_out(place: Place) -> None
 
 
 async def test_a_file_server_that_is_down_costs_one_try(place: Place) -> None:
-    place.cdn_nginx.close()
+    place.cdn_server.close()
     cache, sources = place.relay()
     await everything(place, cache)
     assert sources.choice.standings[0].failures == 1
@@ -264,22 +198,47 @@ def test_a_mirror_that_is_cut_off_anywhere_is_a_complete_older_state(
     (content / "objects/ab/1.zst").write_bytes(b"1")
     (content / "tuf/1.snapshot.json").write_bytes(b"{}")
     (content / "tuf/timestamp.json").write_bytes(b"first")
-    mirror(content, target)
+    mirror(content, FolderTarget(target))
     (content / "objects/ab/2.zst").write_bytes(b"2")
     (content / "tuf/2.snapshot.json").write_bytes(b"{}")
     (content / "tuf/timestamp.json").write_bytes(b"second")
     steps = []
-    real = mirroring._copy
+    real = mirroring.FolderTarget._copy
 
-    def noted(*args: object, **more: object) -> None:
-        steps.append((target / "tuf/timestamp.json").read_bytes())
-        real(*args, **more)  # type: ignore[arg-type]
+    def noted(self: FolderTarget, copy: mirroring.Copy) -> bool:
+        steps.append((copy.path, (target / "tuf/timestamp.json").read_bytes()))
+        return real(self, copy)
 
-    monkeypatch.setattr(mirroring, "_copy", noted)
-    mirror(content, target)
-    assert set(steps) == {b"first"}
+    monkeypatch.setattr(mirroring.FolderTarget, "_copy", noted)
+    mirror(content, FolderTarget(target))
+    assert steps == [("objects/ab/2.zst", b"first"), ("tuf/2.snapshot.json", b"first")]
     assert (target / "tuf/timestamp.json").read_bytes() == b"second"
-    assert mirror(content, target).copied == 0
+    assert mirror(content, FolderTarget(target)).copied == 0
+
+
+def test_a_mirror_replaces_metadata_of_a_publication_that_never_ended(tmp_path: Path) -> None:
+    content, target = tmp_path / "content", tmp_path / "target"
+    (content / "tuf").mkdir(parents=True)
+    (content / "tuf/timestamp.json").write_bytes(b"first")
+    (content / "tuf/2.channels.json").write_bytes(b"written before the hub was killed")
+    mirror(content, FolderTarget(target))
+    (content / "tuf/2.channels.json").write_bytes(b"WRITTEN BEFORE THE HUB WAS KILLED")
+    assert mirror(content, FolderTarget(target)).copied == 1
+    assert (target / "tuf/2.channels.json").read_bytes().isupper()
+
+
+def test_a_dry_run_says_what_a_mirror_would_do_and_does_nothing(tmp_path: Path) -> None:
+    content, target = tmp_path / "content", tmp_path / "target"
+    for folder in (content / "objects/ab", content / "tuf", target / "objects/ab"):
+        folder.mkdir(parents=True)
+    (content / "objects/ab/1.zst").write_bytes(b"1")
+    (content / "tuf/timestamp.json").write_bytes(b"first")
+    (target / "objects/ab/old.zst").write_bytes(b"old")
+    would = mirror(content, FolderTarget(target), MirrorTerms(prune=True, dry_run=True))
+    assert (would.copied, would.bytes, would.pruned, would.dry_run) == (1, 1, 1, True)
+    assert [path.name for path in target.rglob("*.*")] == ["old.zst"]
+    done = mirror(content, FolderTarget(target), MirrorTerms(prune=True))
+    assert (done.copied, done.pruned) == (would.copied, would.pruned)
 
 
 def test_a_mirror_leaves_sealed_secrets_out_unless_told_otherwise(tmp_path: Path) -> None:
@@ -291,11 +250,11 @@ def test_a_mirror_leaves_sealed_secrets_out_unless_told_otherwise(tmp_path: Path
     (content / "objects/ab/sealed.zst").write_bytes(sealed)
     (content / "objects/ab/plain.zst").write_bytes(packing.pack(b"plain"))
     (content / "tuf/timestamp.json").write_bytes(b"1")
-    assert mirror(content, target).sealed == 1
+    assert mirror(content, FolderTarget(target)).sealed == 1
     assert not (target / "objects/ab/sealed.zst").exists()
-    assert mirror(content, target, sealed=True).copied == 1
+    assert mirror(content, FolderTarget(target), MirrorTerms(sealed=True)).copied == 1
     (content / "objects/ab/plain.zst").unlink()
-    assert mirror(content, target, sealed=True, prune=True).pruned == 1
+    assert mirror(content, FolderTarget(target), MirrorTerms(sealed=True, prune=True)).pruned == 1
 
 
 async def test_a_node_that_asks_again_for_a_whole_file_gets_it_from_somebody_else(

@@ -35,6 +35,8 @@ class Standing:
     """What went wrong the last time."""
     served_bytes: int = 0
     lies: int = 0
+    refusals: int = 0
+    """Files that it forbade; most likely they are not there."""
 
 
 class Choice:

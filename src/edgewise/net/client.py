@@ -227,7 +227,7 @@ class Client:
             async with asyncio.timeout(CONNECT_S * len(self.endpoint.urls) + STALL_S) as limit:
                 async with self._exchange("GET", path, None, {**headers, **more}) as (head, line):
                     limit.reschedule(None)
-                    if head.status < 300 or (head.status == 416 and start):
+                    if head.status < 300 or (head.status == 416 and start and total(head) >= 0):
                         pieces = Watched(self._range(head, line, span, at_most))
                         yield Download(total(head), pieces.run())
                         if not pieces.whole:  # the rest would be taken for the next answer
@@ -443,7 +443,11 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> EdgewiseEr
     if problem.exit_code == 2 or status in (400, 405, 413, 415):
         return BadUsage(what, hint=hint)
     if status < 400:
-        return Untrusted(f"the server answered {status}, which it never should")
+        where = _plain(headers.get("location", ""))[:200]
+        return Untrusted(
+            f"the server sends us elsewhere ({status} to {where or 'nowhere'})",
+            hint="redirects are not followed: name the URL that they lead to",
+        )
     if status >= 500 and problem.exit_code == 0:
         return TryLater(what, hint=hint)
     return NeedsPerson(what, hint=hint)
@@ -548,6 +552,8 @@ def _refusal(head: Head, body: bytes, sent: Mapping[str, str]) -> EdgewiseError:
     error = error_of(head.status, head.headers, body)
     if head.status == 504 and "only-if-cached" in sent.get("cache-control", ""):
         return NotHere(str(error))
+    if head.status == 416:  # S3 does not say how many bytes there are; a whole file looks the same
+        return TryLater("the server has no bytes from there on")
     return error
 
 

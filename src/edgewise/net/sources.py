@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from edgewise.delivery.brake import Brake
 from edgewise.delivery.ports import NotHere, Opened, Upstream
 from edgewise.delivery.sources import REMEMBERED, Choice
-from edgewise.model.errors import BadUsage, EdgewiseError, NotFound, TryLater, Untrusted
+from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.net.client import NO_HEADERS, Client, Endpoint
 from edgewise.net.tls import public_context
 from edgewise.runtime.clock import Clock
@@ -48,6 +48,8 @@ class Origin:
     only_cached: bool = False
     """A sibling: it must not ask others in turn."""
     brake: Brake | None = None
+    plain: bool = False
+    """A file server or CDN, which knows nobody: that it forbids a file says nothing about us."""
 
     @asynccontextmanager
     async def open(
@@ -155,6 +157,17 @@ class Sources:
         match error:
             case NotHere() | NotFound():
                 return  # it is well, it only does not have this
+            case Forbidden() if self.origins[index].plain:
+                # S3 says so of what is missing, to whoever may not list the bucket.
+                standing.refusals += 1
+                if self.log is not None and standing.refusals == 1:
+                    self.log.event(
+                        "a file server forbids a file: missing, or not public",
+                        "warning",
+                        source=standing.name,
+                        path=path,
+                    )
+                return
             case Untrusted():
                 self.choice.lied(index, str(error), now)
             case _:
@@ -195,7 +208,7 @@ def plain_origin(url: str, clock: Clock, brake: Brake | None = None) -> Origin:
     tls = public_context() if parts.scheme == "https" else None
     client = Client(Endpoint((f"{parts.scheme}://{host}{port}",), tls), clock, PLAIN_CONNECTIONS)
     root = parts.path.rstrip("/") + "/"
-    return Origin(f"{host}{port}", client, root, immutable, brake=brake)
+    return Origin(f"{host}{port}", client, root, immutable, brake=brake, plain=True)
 
 
 def immutable(path: str) -> bool:

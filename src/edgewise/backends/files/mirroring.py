@@ -1,4 +1,4 @@
-"""Copy the content root to a directory that a file server serves, in a safe order.
+"""Copy the content root to where a file server serves it, in a safe order.
 
 The timestamp is read first and put in place last; what it leads to was there when it was
 read, and immutable. So a mirror that is cut off anywhere is a complete older state.
@@ -8,25 +8,57 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import zstandard
 
-from edgewise.model.errors import NeedsPerson, NotFound
+from edgewise.model.errors import NotFound
 from edgewise.runtime.durable import disk_error, sync_directory, write_durably
 
 PAYLOAD: Final = ("objects", "deltas")
-TIMESTAMP: Final = "timestamp.json"
+TIMESTAMP: Final = "tuf/timestamp.json"
 SEALED: Final = b"age-encryption.org/"
 """How a sealed secret begins (the age format, version line)."""
+
+Progress = Callable[[int, int], None]
+"""Called with the files done and those to do."""
+
+
+class Copy(NamedTuple):
+    """One file to bring."""
+
+    path: str
+    """Below both roots."""
+    source: Path
+    size: int
+
+
+class MirrorTarget(Protocol):
+    """Where a mirror is written."""
+
+    def sizes(self) -> dict[str, int]:
+        """Path to size of every file of ``PAYLOAD`` and ``tuf/`` that is there, whole."""
+
+    def same(self, path: str, data: bytes) -> bool:
+        """Whether a small file is there with just these bytes."""
+
+    def bring(self, copies: Iterable[Copy]) -> Iterator[Copy]:
+        """Put each in place, whole or not at all, in any order; yields what is there now. A
+        source that is gone meanwhile is left out."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place in one step, in place of an older one."""
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Delete files; those that are not there do not matter."""
 
 
 @dataclass(slots=True)
 class Mirrored:
-    """What a copy did."""
+    """What a copy did, or would do."""
 
     copied: int = 0
     bytes: int = 0
@@ -34,37 +66,59 @@ class Mirrored:
     sealed: int = 0
     """Sealed secrets that were left out."""
     pruned: int = 0
+    dry_run: bool = False
 
 
-def mirror(content: Path, target: Path, *, sealed: bool = False, prune: bool = False) -> Mirrored:
-    """Bring ``target`` to the state of ``content``. Repeating it is harmless.
+@dataclass(frozen=True, slots=True)
+class MirrorTerms:
+    """How a copy is made."""
 
-    Raises NotFound where there is no content, NeedsPerson for what a disk says.
+    sealed: bool = False
+    """Sealed secrets too."""
+    prune: bool = False
+    """Then delete what the content root no longer has."""
+    dry_run: bool = False
+    """Only count."""
+    progress: Progress = lambda done, of: None
+
+
+def mirror(content: Path, target: MirrorTarget, terms: MirrorTerms | None = None) -> Mirrored:
+    """Bring ``target`` to the state of ``content``. Repeating it is harmless, and copies only
+    what is not there yet.
+
+    Raises NotFound where there is no content, NeedsPerson and TryLater as the target does.
     """
-    done = Mirrored()
+    terms = terms or MirrorTerms()
+    done = Mirrored(dry_run=terms.dry_run)
     try:
-        timestamp = (content / "tuf" / TIMESTAMP).read_bytes()
+        timestamp = (content / TIMESTAMP).read_bytes()
     except FileNotFoundError:
         raise NotFound(
             f"there is no published content in {content}",
             hint="name the hub's directory with --data, the one of `edgewise up`",
         ) from None
-    try:
-        for path in _payload(content):
-            _copy(content, target, path, done, sealed=sealed)
-        for name in sorted(os.listdir(content / "tuf")):
-            if name.endswith(".json") and not name.startswith(".") and name != TIMESTAMP:
-                _copy(content, target, f"tuf/{name}", done, sealed=True)
-        (target / "tuf").mkdir(parents=True, exist_ok=True)
-        write_durably(target / "tuf" / TIMESTAMP, timestamp)
-        if prune:
-            _prune(content, target, done)
-    except OSError as error:
-        raise disk_error(error, target) from error
+    there = target.sizes()
+    payload = list(_lacking(content, payload_of(content), there, done, sealed=terms.sealed))
+    metadata = list(_changed(content, target, there, done))
+    of = len(payload) + len(metadata)
+    for step in (payload, metadata):  # metadata only after all that it names
+        brought = iter(step) if terms.dry_run else target.bring(step)
+        for copy in brought:
+            done.copied += 1
+            done.bytes += copy.size
+            terms.progress(done.copied, of)
+    if not terms.dry_run and not target.same(TIMESTAMP, timestamp):
+        target.replace(TIMESTAMP, timestamp)
+    if terms.prune:
+        gone = [path for path in there if _is_payload(path) and not (content / path).exists()]
+        done.pruned = len(gone)
+        if not terms.dry_run:
+            target.remove(gone)
     return done
 
 
-def _payload(root: Path) -> Iterator[str]:
+def payload_of(root: Path) -> Iterator[str]:
+    """Paths of the objects and deltas below a content root."""
     for kind in PAYLOAD:
         if not (root / kind).is_dir():
             continue
@@ -72,49 +126,121 @@ def _payload(root: Path) -> Iterator[str]:
             if len(folder) != 2:  # what is still being written
                 continue
             for name in sorted(os.listdir(root / kind / folder)):
-                if name.endswith((".zst", ".ewd")):
+                if name.endswith((".zst", ".ewd")) and not name.startswith("."):
                     yield f"{kind}/{folder}/{name}"
 
 
-def _copy(content: Path, target: Path, path: str, done: Mirrored, *, sealed: bool) -> None:
-    source, final = content / path, target / path
-    try:
-        size = source.stat().st_size
-        if final.is_file() and final.stat().st_size == size:
+def _is_payload(path: str) -> bool:
+    return path.startswith(tuple(f"{kind}/" for kind in PAYLOAD)) and path.endswith(
+        (".zst", ".ewd")
+    )
+
+
+def _lacking(
+    content: Path, paths: Iterable[str], there: dict[str, int], done: Mirrored, *, sealed: bool
+) -> Iterator[Copy]:
+    for path in paths:
+        source = content / path
+        try:
+            size = source.stat().st_size
+        except FileNotFoundError:
+            continue  # the hub has given it up meanwhile: nothing of now needs it
+        if there.get(path) == size:  # immutable under its name, and whole or not there
             done.present += 1
-            return
-        if not sealed and path.startswith("objects/") and _is_sealed(source):
+        elif not sealed and path.startswith("objects/") and _is_sealed(source):
             done.sealed += 1
-            return
-        final.parent.mkdir(parents=True, exist_ok=True)
-        waiting = final.with_name(f".{final.name}.new")
-        with source.open("rb") as reader, waiting.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        os.chmod(waiting, 0o644)
-        os.rename(waiting, final)
-        sync_directory(final.parent)
-    except FileNotFoundError as error:
-        if source.exists():
-            raise NeedsPerson(
-                f"{error.filename} went away", hint="is somebody else there?"
-            ) from error
-        return  # the hub has given it up meanwhile: nothing of now needs it
-    done.copied += 1
-    done.bytes += size
+        else:
+            yield Copy(path, source, size)
+
+
+def _changed(
+    content: Path, target: MirrorTarget, there: dict[str, int], done: Mirrored
+) -> Iterator[Copy]:
+    """Metadata is compared byte by byte: a hub that was killed between two steps of a publication
+    writes the same names again, often with the same length."""
+    for name in sorted(os.listdir(content / "tuf")):
+        path = f"tuf/{name}"
+        if not name.endswith(".json") or name.startswith(".") or path == TIMESTAMP:
+            continue
+        try:
+            data = (content / path).read_bytes()
+        except FileNotFoundError:
+            continue
+        if there.get(path) == len(data) and target.same(path, data):
+            done.present += 1
+        else:
+            yield Copy(path, content / path, len(data))
 
 
 def _is_sealed(packed: Path) -> bool:
     try:
         with packed.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
             return bool(reader.read(len(SEALED)) == SEALED)
+    except FileNotFoundError:
+        return False
     except zstandard.ZstdError:
         return False
 
 
-def _prune(content: Path, target: Path, done: Mirrored) -> None:
-    for path in list(_payload(target)):
-        if not (content / path).exists():
-            (target / path).unlink(missing_ok=True)
-            done.pruned += 1
+class FolderTarget:
+    """A directory. Raises NeedsPerson for what its disk says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def sizes(self) -> dict[str, int]:
+        """See ``MirrorTarget``."""
+        paths = list(payload_of(self._folder))
+        if (self._folder / "tuf").is_dir():
+            paths += [f"tuf/{name}" for name in os.listdir(self._folder / "tuf")]
+        return {path: (self._folder / path).stat().st_size for path in paths}
+
+    def same(self, path: str, data: bytes) -> bool:
+        """See ``MirrorTarget``."""
+        try:
+            return (self._folder / path).read_bytes() == data
+        except FileNotFoundError:
+            return False
+
+    def bring(self, copies: Iterable[Copy]) -> Iterator[Copy]:
+        """See ``MirrorTarget``."""
+        for copy in copies:
+            try:
+                if self._copy(copy):
+                    yield copy
+            except OSError as error:
+                raise disk_error(error, self._folder) from error
+
+    def replace(self, path: str, data: bytes) -> None:
+        """See ``MirrorTarget``."""
+        try:
+            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self._folder / path, data)
+        except OSError as error:
+            raise disk_error(error, self._folder) from error
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """See ``MirrorTarget``."""
+        for path in paths:
+            (self._folder / path).unlink(missing_ok=True)
+
+    def _copy(self, copy: Copy) -> bool:
+        final = self._folder / copy.path
+        final.parent.mkdir(parents=True, exist_ok=True)
+        waiting = final.with_name(f".{final.name}.new")
+        try:
+            reader = copy.source.open("rb")
+        except FileNotFoundError:
+            return False
+        with reader, waiting.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        os.chmod(waiting, 0o644)
+        os.rename(waiting, final)
+        sync_directory(final.parent)
+        return True
+
+
+def _meets_its_port(target: FolderTarget) -> MirrorTarget:
+    return target
