@@ -23,6 +23,7 @@ from pathlib import Path
 _CALL = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(.*)")
 _UNFINISHED = re.compile(r"(\d+) +(.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)$")
+_OF_DESCRIPTOR = re.compile(r"/proc/self/fd/(\d+)(?:/([^/]+))?")
 _WORD = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?|([^,"]+)')
 CALLS = (
     "open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,write,pwrite64,writev,pwritev,pwritev2,"
@@ -35,12 +36,19 @@ CALLS = (
 
 @dataclass
 class Inode:
-    """A file, directory or symlink."""
+    """A file, directory, symlink, device or pipe."""
 
     mode: int
     data: bytearray = field(default_factory=bytearray)
     names: dict[str, int] = field(default_factory=dict)
     target: str = ""
+    owner: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
+    device: int = 0
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+
+    def seen(self) -> object:
+        """All but where its names lead."""
+        return (self.mode, bytes(self.data), self.target, self.owner, self.device, self.xattrs)
 
 
 Disk = dict[int, Inode]
@@ -78,13 +86,26 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Owner:
+    inode: int
+    owner: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Xattr:
+    inode: int
+    name: str
+    value: bytes
+
+
+@dataclass(frozen=True)
 class Sync:
     """Of one inode, or of everything."""
 
     inode: int | None
 
 
-Change = tuple[Name, ...] | Write | Size | Mode | Sync
+Change = tuple[Name, ...] | Write | Size | Mode | Owner | Xattr | Sync
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ def _touched(change: Change) -> set[int]:
     match change:
         case tuple():
             return {name.folder for name in change}
-        case Write() | Size() | Mode():
+        case Write() | Size() | Mode() | Owner() | Xattr():
             return {change.inode}
         case _:
             return set()
@@ -151,6 +172,10 @@ def _apply(disk: Disk, change: Change, share: float = 1.0) -> None:
         case Mode(number, mode):
             made = disk[number]
             made.mode = stat.S_IFMT(made.mode) | mode
+        case Owner(number, owner):
+            disk[number].owner = owner
+        case Xattr(number, name, value):
+            disk[number].xattrs[name] = value
 
 
 def some_lost(seed: int) -> Callable[[Change], float]:
@@ -169,17 +194,29 @@ def write_out(disk: Disk, to: Path) -> None:
             path.mkdir()
             for name, below in inode.names.items():
                 one(below, path / name)
-            path.chmod(stat.S_IMODE(inode.mode))
+        elif number in made:
+            os.link(made[number], path, follow_symlinks=False)
+            return
         elif stat.S_ISLNK(inode.mode):
             path.symlink_to(inode.target)
-        elif number in made:
-            os.link(made[number], path)
-        else:
+        elif stat.S_ISREG(inode.mode):
             path.write_bytes(inode.data)
-            path.chmod(stat.S_IMODE(inode.mode))
-            made[number] = path
+        else:
+            os.mknod(path, inode.mode, inode.device)
+        made[number] = path
+        _give(path, inode)
 
     one(0, to)
+
+
+def _give(path: Path, inode: Inode) -> None:
+    """In the order in which the kernel takes nothing away again."""
+    if inode.owner != (os.geteuid(), os.getegid()):
+        os.chown(path, *inode.owner, follow_symlinks=False)
+    if not stat.S_ISLNK(inode.mode):
+        path.chmod(stat.S_IMODE(inode.mode))
+    for name, value in inode.xattrs.items():
+        os.setxattr(path, name, value, follow_symlinks=False)
 
 
 def read_in(top: Path) -> Disk:
@@ -192,13 +229,21 @@ def read_in(top: Path) -> Disk:
         if about.st_ino in seen:
             return seen[about.st_ino]
         number = seen[about.st_ino] = len(disk)
-        inode = disk[number] = Inode(about.st_mode)
+        inode = disk[number] = Inode(
+            about.st_mode,
+            owner=(about.st_uid, about.st_gid),
+            device=about.st_rdev,
+            xattrs={
+                name: os.getxattr(path, name, follow_symlinks=False)
+                for name in os.listxattr(path, follow_symlinks=False)
+            },
+        )
         if stat.S_ISDIR(about.st_mode):
             for name in sorted(os.listdir(path)):
                 inode.names[name] = one(path / name)
         elif stat.S_ISLNK(about.st_mode):
             inode.target = os.readlink(path)
-        else:
+        elif stat.S_ISREG(about.st_mode):
             inode.data = bytearray(path.read_bytes())
         return number
 
@@ -211,7 +256,7 @@ def same(one: Disk, other: Disk) -> list[str]:
 
     def listed(disk: Disk, number: int, path: str) -> Iterator[tuple[str, object]]:
         inode = disk[number]
-        yield path, (inode.mode, bytes(inode.data), inode.target)
+        yield path, inode.seen()
         for name, below in inode.names.items():
             yield from listed(disk, below, f"{path}/{name}")
 
@@ -263,6 +308,17 @@ def _calls(lines: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
         yield match[2], [word for word in words if word], int(match[4], 0)
 
 
+def _special(words: list[str]) -> Inode:
+    """As mknod(2) was told: ``S_IFCHR|0600, makedev(0x1, 0x3)``."""
+    kind, _, mode = words[0].partition("|")
+    major, minor = (
+        (int(n, 16) for n in re.findall(r"0x[0-9a-f]+", " ".join(words[1:3])))
+        if (words[1:])
+        else (0, 0)
+    )
+    return Inode(getattr(stat, kind) | int(mode, 8), device=os.makedev(major, minor))
+
+
 @dataclass
 class _Open:
     inode: int
@@ -297,9 +353,15 @@ class _Recorder:
         elif name in ("close", "lseek", "dup", "dup2", "dup3", "fcntl"):
             self._descriptor(name, words, result)
         elif name in ("chmod", "fchmodat"):
-            path = self._place(words if name == "fchmodat" else ["AT_FDCWD", *words])
-            if path and (number := self._disk[path[0]].names.get(path[1])) is not None:
+            number = self._meant(words if name == "fchmodat" else ["AT_FDCWD", *words])
+            if number is not None:
                 self._do(Mode(number, int(words[-1 if name == "chmod" else 2], 8)))
+        elif name.endswith(("chown", "chownat")):
+            self._owned(name, words)
+        elif name.endswith("setxattr"):
+            number = self._meant(words[:1] if name == "fsetxattr" else ["AT_FDCWD", words[0]])
+            if number is not None:
+                self._do(Xattr(number, words[1], words[2].encode("latin-1")))
         elif name in ("syncfs", "sync"):
             self._do(Sync(None))
         elif name in ("write", "pwrite64", "ftruncate", "fsync", "fdatasync", "fchmod"):
@@ -335,7 +397,33 @@ class _Recorder:
             case "fsync" | "fdatasync":
                 self._do(Sync(file.inode))
 
-    def _names(self, name: str, words: list[str]) -> None:
+    def _owned(self, name: str, words: list[str]) -> None:
+        """chown(2) takes setuid bits and capabilities away; here whoever calls it gives the
+        mode and the xattrs afterwards, as the kernel wants it."""
+        if name == "fchown":
+            number, owner = self._meant(words[:1]), words[1:3]
+        elif name == "fchownat":
+            number, owner = self._meant(words), words[2:4]
+        else:
+            number, owner = self._meant(["AT_FDCWD", words[0]]), words[1:3]
+        if number is not None:
+            assert not self._disk[number].xattrs, "an owner is given before xattrs"
+            self._do(Owner(number, (int(owner[0]), int(owner[1]))))
+
+    def _meant(self, words: list[str]) -> int | None:
+        """The inode of a descriptor, or of (directory, name); None for one outside."""
+        if len(words) == 1:
+            file = self._open.get(int(words[0]))
+            return file.inode if file else None
+        if match := _OF_DESCRIPTOR.fullmatch(words[1]):
+            file = self._open.get(int(match[1]))
+            if file is None or match[2] is None:
+                return file.inode if file else None
+            return self._disk[file.inode].names[match[2].encode("latin-1").decode()]
+        place = self._place(words[:2])
+        return self._disk[place[0]].names.get(place[1]) if place else None
+
+    def _names(self, name: str, words: list[str]) -> None:  # noqa: C901 - one case is one call
         if not name.endswith(("at", "at2")):
             two = name in ("rename", "link")
             target = [words.pop(0)] if name == "symlink" else []
@@ -356,14 +444,20 @@ class _Recorder:
                 if to := self._place(words[:2]):
                     mode = int(words[2], 8) & ~0o022
                     self._do((Name(*to, self._born(Inode(stat.S_IFDIR | mode))),))
+            case "mknod":
+                if to := self._place(words[:2]):
+                    self._do((Name(*to, self._born(_special(words[2:]))),))
             case "unlink" | "rmdir":
                 if to := self._place(words[:2]):
                     self._do((Name(*to, None, self._disk[to[0]].names[to[1]]),))
             case other:
-                touched = any(word.startswith(self._top) for word in words)
-                fds = {int(word) for word in words if word.isdigit()} & self._open.keys()
-                assert not touched, f"{other} is not in the model"
-                assert not fds, f"{other} is not in the model"
+                self._refuse(other, words)
+
+    def _refuse(self, name: str, words: list[str]) -> None:
+        fds = {int(word) for word in words if word.isdigit()} & self._open.keys()
+        touched = any(word.startswith(self._top) for word in words)
+        assert not touched, f"{name} is not in the model"
+        assert not fds, f"{name} is not in the model"
 
     def _renamed(self, words: list[str]) -> None:
         source, to = self._place(words[:2]), self._place(words[2:4])

@@ -106,6 +106,8 @@ class Applying:
             return False
         use: Scratch = "new" if piece.expansion is None else "full"
         have = self._held(piece.sha256, piece.size, use)
+        if not piece.offset and _covers(have, piece.size):
+            return False  # all waits, but nothing put it together: any part of it does
         at, end = piece.offset, piece.offset + piece.length
         while at < end and (length := have.get(at)):
             at += length
@@ -185,11 +187,11 @@ class Applying:
         """All pieces are there: check the object and keep it."""
         sha256 = piece.sha256
         with self._store.scratch(sha256, use) as file:
-            file.truncate(piece.size)  # without the records
             try:
                 if piece.expansion is None:
-                    self._keep_checked(sha256, file)
+                    self._keep_checked(sha256, file, piece.size)
                 else:
+                    file.truncate(piece.size)  # without the records: all of it is compressed
                     self._compress(sha256, piece.expansion, file)
             except Untrusted as error:
                 if piece.expansion is None:
@@ -211,16 +213,19 @@ class Applying:
                 source.flush()
                 source.seek(0)
                 self._recompression.recompress(expansion, source, file.write)
-                self._keep_checked(sha256, file)
+                self._keep_checked(sha256, file, file.tell())
         finally:
             self._store.drop_scratch(sha256, "new")
 
-    def _keep_checked(self, sha256: str, file: IO[bytes]) -> None:
+    def _keep_checked(self, sha256: str, file: IO[bytes], size: int) -> None:
+        """Keep the first ``size`` bytes. What lies behind stays: a kill loses no piece."""
+
         def content() -> Iterator[bytes]:
-            digest = hashlib.sha256()
+            digest, left = hashlib.sha256(), size
             file.seek(0)
-            while data := file.read(CHUNK):
+            while left and (data := file.read(min(CHUNK, left))):
                 digest.update(data)
+                left -= len(data)
                 yield data
             if digest.hexdigest() != sha256:
                 raise Untrusted(f"the delta makes something else than object {sha256[:12]}")

@@ -6,6 +6,7 @@ at most ``SMALL`` bytes of each are lost by a kill; every byte that came is coun
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from io import BytesIO
@@ -162,6 +163,7 @@ class Cutter:
         self._waiting = deque(parts)
         self._buffer = bytearray()
         self._spilled = 0
+        self._kept = 0
         self._at = 0
 
     @property
@@ -179,12 +181,13 @@ class Cutter:
                 self._buffer += file.read(part.length)
         else:
             self._store.drop_partial(part.sha256)
-        self._spilled = len(self._buffer)
+        self._spilled = self._kept = len(self._buffer)
         self._at = part.start + self._spilled
         return self._at
 
     def feed(self, chunk: bytes) -> Iterator[tuple[Part, bytes]]:
-        """Parts that are whole now."""
+        """Parts that are whole now. Raises TryLater when what was kept of one was torn by a
+        power cut: it is dropped, and ``begin`` is where to go on."""
         view = memoryview(chunk)
         while view and self._waiting:
             part = self._waiting[0]
@@ -198,6 +201,7 @@ class Cutter:
             view = view[len(taken) :]
             self._at += len(taken)
             if len(self._buffer) == part.length:
+                self._check_kept(part)
                 self._waiting.popleft()
                 whole = bytes(self._buffer)
                 self._buffer.clear()
@@ -207,6 +211,15 @@ class Cutter:
                 yield part, whole
         if len(self._buffer) - self._spilled >= SMALL:
             self.keep()
+
+    def _check_kept(self, part: Part) -> None:
+        """Else a sound delta would be refused for what this disk did to it."""
+        kept, self._kept = self._kept, 0
+        if kept and hashlib.sha256(self._buffer).hexdigest() != part.sha256:
+            self._store.drop_partial(part.sha256)
+            self._buffer.clear()
+            self._spilled = 0
+            raise TryLater(f"{kept} bytes that were kept of a part are not what came")
 
     def keep(self) -> None:
         """Put what came of the part under way where a crash leaves it."""
