@@ -78,6 +78,18 @@ async def test_missing_names_only_what_is_not_there(store: ObjectStore) -> None:
         await store.size(sha(b"b"))
 
 
+async def test_several_are_put_together_or_none_of_them(store: ObjectStore) -> None:
+    contents = {sha(text): text for text in (b"a", b"b", b"")}
+    with pytest.raises(Untrusted, match="other content"):
+        await store.put_all({**contents, sha(b"hello"): b"other"})
+    assert await store.missing(contents) == set(contents)
+    await store.put(sha(b"a"), b"a")
+    for _ in range(2):
+        await store.put_all(contents)
+    assert [await store.get(one, at_most=1) for one in contents] == list(contents.values())
+    await store.put_all({})
+
+
 async def test_many_at_once_may_put_the_same_object(store: ObjectStore) -> None:
     data = os.urandom(50_000)
     sizes = await asyncio.gather(*(store.put(sha(data), stream(data)) for _ in range(20)))

@@ -22,11 +22,11 @@ from edgewise.cli.evidence import (
     told,
     with_evidence,
 )
+from edgewise.cli.sending import send_objects
 from edgewise.cli.session import Session, size
 from edgewise.model.errors import BadUsage, NeedsPerson
 
 if TYPE_CHECKING:
-    from edgewise.cli.client import Client
     from edgewise.protocol.content import TreeRef
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
@@ -38,7 +38,6 @@ From = Annotated[
     Path, typer.Option("--from", help="Folder that `artifact build` wrote.", show_default=False)
 ]
 BUILT = Path("~/.edgewise/built")
-_ASKED_AT_ONCE = 1000
 
 app.command(
     "checkout", help="Make a directory of an artifact's tree, verified, as a node would have it."
@@ -211,7 +210,7 @@ def publish(  # noqa: PLR0913 - one parameter is one option of the command line
             "this hub takes only what a builder signed (trust: builder)",
             hint="publish with --key FILE, or `edgewise artifact sign` first",
         )
-    sent, total = _send_objects(session, client, folder.objects(artifact))
+    sent, total = send_objects(session, client, folder.objects(artifact))
     if builder:
         keep = in_use(client)
         upload(client, lambda now: builder.successor(now, (data,), keep=keep))
@@ -265,22 +264,3 @@ def _sources(given: list[str], platforms: list[str]) -> dict[str, Path]:
     except ValueError as error:
         raise BadUsage(str(error)) from error
     return found
-
-
-def _send_objects(session: Session, client: Client, files: dict[str, Path]) -> tuple[int, int]:
-    """Bytes sent and bytes in all, of contents and manifests. The hub is asked first which
-    of them it lacks."""
-    from edgewise.protocol.api import MissingObjects
-
-    sizes = {one: file.stat().st_size for one, file in sorted(files.items())}
-    missing: list[str] = []
-    names = list(sizes)
-    for at in range(0, len(names), _ASKED_AT_ONCE):
-        asked = MissingObjects(tuple(names[at : at + _ASKED_AT_ONCE]))
-        missing += client.post("/v1/objects/missing", asked, MissingObjects).sha256
-    sent = 0
-    for number, name in enumerate(missing, 1):
-        session.note(f"sending {number} of {len(missing)}: {name[:12]} ({size(sizes[name])})")
-        client.put_file(f"/v1/objects/{name}", files[name])
-        sent += sizes[name]
-    return sent, sum(sizes.values())

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -152,6 +154,7 @@ class Client:
             raise BadUsage(f"{context.told.url!r} in {context.path} is not like https://host:port")
         self._host, self._port = address.hostname, address.port or 443
         self._tls: ssl.SSLContext | None = None
+        self._stopped = False
         self._open: http.client.HTTPSConnection | None = None
 
     def get(self, path: str, kind: type[T], **query: Any) -> T:
@@ -229,6 +232,18 @@ class Client:
         self._connection()
         self.close()
 
+    def beside(self) -> Client:
+        """Another connection to the same hub, for another thread."""
+        return Client(self.context, anonymous=self._anonymous)
+
+    def abort(self) -> None:
+        """Break the call that another thread makes, and all to come: they raise TryLater."""
+        self._stopped = True
+        opened = self._open
+        if opened is not None and opened.sock is not None:
+            with suppress(OSError):
+                opened.sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection; the next call opens another."""
         if self._open is not None:
@@ -280,6 +295,8 @@ class Client:
         return answer
 
     def _connection(self) -> http.client.HTTPSConnection:
+        if self._stopped:
+            raise TryLater("broken off")
         if self._open is None:
             opened = http.client.HTTPSConnection(
                 self._host,

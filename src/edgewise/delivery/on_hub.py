@@ -240,8 +240,8 @@ class Publisher:
 
     async def put_objects(self, objects: Mapping[str, bytes]) -> None:
         """Keep small documents. Raises Untrusted for one that is not what its name says."""
-        for sha256 in await self._objects.missing(objects):
-            await self._objects.put(sha256, objects[sha256])
+        missing = await self._objects.missing(objects)
+        await self._objects.put_all({sha256: objects[sha256] for sha256 in missing})
 
     async def document(self, sha256: str, *, at_most: int) -> bytes:
         """A published object. Raises NotFound."""

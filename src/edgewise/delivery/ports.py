@@ -115,7 +115,7 @@ class Shelf(Protocol):
 class ObjectStore(Protocol):
     """Objects as the hub and relays keep them: zstd-compressed, by digest of the content.
 
-    Implementations: backends.files.objects, (later) backends.s3; testing.objects.
+    Implementations: backends.files.objects; testing.objects.
     """
 
     async def put(self, sha256: str, content: AsyncIterator[bytes] | bytes) -> int:
@@ -123,6 +123,12 @@ class ObjectStore(Protocol):
 
         Raises Untrusted when the content does not match the digest: nothing is kept then.
         Raises NeedsPerson when the disk is full.
+        """
+
+    async def put_all(self, contents: Mapping[str, bytes]) -> None:
+        """Keep several small uncompressed contents by digest, for little more than one costs.
+
+        Raises as ``put``; nothing is kept when one does not match its digest.
         """
 
     async def put_packed(self, sha256: str, packed: AsyncIterator[bytes]) -> int:

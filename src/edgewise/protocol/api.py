@@ -395,6 +395,13 @@ class MissingObjects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: tuple[str, ...]
 
 
+class ObjectsUpload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of POST /v1/objects: several small objects at once."""
+
+    contents: dict[str, bytes]
+    """By SHA-256, uncompressed."""
+
+
 class AuditLine(msgspec.Struct, frozen=True):
     """One mutating call or decision; each line carries the hash of the one before."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from edgewise.delivery import packing
 from edgewise.delivery.ports import ObjectStore
@@ -24,6 +24,13 @@ class MemoryObjects:
             raise Untrusted(f"object {sha256[:12]} has other content than its name says")
         self.packed.setdefault(sha256, packing.pack(content))
         return len(self.packed[sha256])
+
+    async def put_all(self, contents: Mapping[str, bytes]) -> None:
+        for sha256, content in contents.items():
+            if Digest.of(content).sha256 != sha256:
+                raise Untrusted(f"object {sha256[:12]} has other content than its name says")
+        for sha256, content in contents.items():
+            self.packed.setdefault(sha256, packing.pack(content))
 
     async def put_packed(self, sha256: str, packed: AsyncIterator[bytes]) -> int:
         data = b"".join([chunk async for chunk in packed])

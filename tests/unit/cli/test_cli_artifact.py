@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from tuf.api.metadata import Targets
 from typer.testing import CliRunner
 
 from edgewise.backends.tuf.repository import load_key
 from edgewise.cli.main import app
+from edgewise.cli.sending import FILES_TOGETHER, SMALL, TOGETHER, batches
 from edgewise.delivery import trust
+from edgewise.net.api.supply import OBJECTS_BODY
 from edgewise.protocol.api import Builds, HubStatus, MissingObjects, SourceStatus
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Artifact
@@ -104,6 +108,53 @@ def test_publishing_sends_only_what_the_hub_lacks(hub: Any, cli: Any, built: Pat
         base64.b64decode(upload["documents"][-1])
         == (built / "artifacts/hello/1.0.json").read_bytes()
     )
+
+
+def test_small_files_travel_together_and_large_ones_alone(
+    hub: Any, cli: Any, tmp_path: Path
+) -> None:
+    dist = tmp_path / "many"
+    dist.mkdir()
+    texts = [f"file {number}" for number in range(30)]
+    for number, text in enumerate(texts):
+        (dist / str(number)).write_text(text)
+    (dist / "large").write_text("l" * (SMALL + 1))
+    line = ("--name", "many", "--version", "1", "--no-sbom", "--no-provenance")
+    to = str(tmp_path / "out")
+    assert cli("artifact", "build", str(dist), *line, "--to", to).code == 0
+    large, small = sha256("l" * (SMALL + 1)), tuple(map(sha256, texts))
+    hub.answers["GET /v1/builds"] = Builds(b"", (), "hub")
+    hub.answers["POST /v1/objects/missing"] = MissingObjects((large, *small))
+    hub.answers[f"PUT /v1/objects/{large}"] = None
+    hub.answers["POST /v1/objects"] = None
+    hub.answers["POST /v1/builds"] = None
+    done = cli("artifact", "publish", "many", "1", "--from", to)
+    assert done.code == 0, done.err
+    calls = [(name, body) for name, body in hub.calls if "/v1/objects" in name]
+    assert len(calls) == 3
+    together = dict(calls)["POST /v1/objects"]["contents"]
+    assert {base64.b64decode(data).decode() for data in together.values()} == set(texts)
+    assert calls[0][0] == "POST /v1/objects/missing"
+    names = [name for name, _ in hub.calls]
+    assert names.index("POST /v1/builds") > names.index("POST /v1/objects")
+
+
+@given(st.lists(st.integers(0, 3 * SMALL), max_size=200))
+def test_every_object_travels_once_within_what_the_hub_takes(given_sizes: list[int]) -> None:
+    sizes = {str(number): size for number, size in enumerate(given_sizes)}
+    made = list(batches(sizes, sizes))
+    assert sorted(one for batch in made for one in batch) == sorted(sizes)
+    for batch in made:
+        assert len(batch) == 1 or sum(sizes[one] for one in batch) <= TOGETHER
+        assert len(batch) == 1 or max(sizes[one] for one in batch) <= SMALL
+        assert len(batch) <= FILES_TOGETHER
+
+
+def test_many_small_files_do_not_travel_one_by_one() -> None:
+    sizes = {str(number): 500 for number in range(5000)}
+    assert len(list(batches(sizes, sizes))) == 5
+    assert len(list(batches(sizes, dict.fromkeys(sizes, SMALL)))) == 5000 * SMALL // TOGETHER + 1
+    assert OBJECTS_BODY > (TOGETHER + SMALL) * 4 // 3 + FILES_TOGETHER * 100
 
 
 def test_a_builders_signature_goes_along_and_can_be_made_before(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -179,6 +180,26 @@ async def test_an_object_is_uploaded_verified_and_fetched_compressed(call: Opera
     assert zstandard.ZstdDecompressor().decompressobj().decompress(packed) == data
     assert (await call("GET", f"/v1/releases/{name}"))[0] == 404
     assert (await call("PUT", "/v1/objects/short", data=data))[0] == 400
+
+
+async def test_small_objects_are_uploaded_together_all_or_none(
+    hub: LoopbackHub, call: Operator
+) -> None:
+    texts = ["one", "two", "three"]
+    contents = {sha256(t.encode()).hexdigest(): b64encode(t.encode()).decode() for t in texts}
+    wrong = {**contents, "0" * 64: "eA=="}
+    assert (await call("POST", "/v1/objects", {"contents": wrong}))[0] == 422
+    _, missing = await call("POST", "/v1/objects/missing", {"sha256": list(contents)})
+    assert sorted(missing["sha256"]) == sorted(contents)
+    assert (await call("POST", "/v1/objects", {"contents": {"short": "eA=="}}))[0] == 400
+    for _ in range(2):
+        assert (await call("POST", "/v1/objects", {"contents": contents}))[0] == 204
+    _, missing = await call("POST", "/v1/objects/missing", {"sha256": list(contents)})
+    assert missing == {"sha256": []}
+    _, audit = await call("GET", "/v1/audit")
+    lines = [line for line in audit["items"] if line["action"] == "objects.put"]
+    assert [line["subject"] for line in lines] == ["3 objects"], "the second time none was new"
+    assert lines[0]["detail"].startswith("11 bytes, names ")
 
 
 @pytest.mark.parametrize(

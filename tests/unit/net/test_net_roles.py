@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ MATRIX = {
     "POST /v1/nodes/{name}/quarantine": "operator, on nodes",
     "POST /v1/nodes/{name}/release": "operator, on nodes",
     "POST /v1/media": "operator",
+    "POST /v1/objects": "operator",
     "POST /v1/objects/missing": "operator",
     "PUT /v1/objects/{sha256}": "operator",
     "POST /v1/plan": "viewer",
@@ -81,6 +83,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/builds": {"metadata": ""},
     "POST /v1/login/renew": {"csr": "YQ=="},
     "POST /v1/media": {"fleet": "none"},
+    "POST /v1/objects": {"contents": {sha256(b"x").hexdigest(): "eA=="}},
     "POST /v1/objects/missing": {"sha256": []},
     "POST /v1/plan": {},
     "POST /v1/tokens": {},

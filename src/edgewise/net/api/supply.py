@@ -27,7 +27,14 @@ from edgewise.net.routes import (
     page,
 )
 from edgewise.protocol import limits
-from edgewise.protocol.api import ArtifactLine, Builds, BuildsUpload, MissingObjects, Page
+from edgewise.protocol.api import (
+    ArtifactLine,
+    Builds,
+    BuildsUpload,
+    MissingObjects,
+    ObjectsUpload,
+    Page,
+)
 from edgewise.protocol.channel import Signed
 from edgewise.protocol.codec import decode
 from edgewise.protocol.content import Release
@@ -39,6 +46,8 @@ _SAFE: Final = re.compile(
 )
 BUILDS_BODY: Final = 64 << 20
 """builds.json and the small documents that a build of many trees adds, in base64."""
+OBJECTS_BODY: Final = 16 << 20
+"""Small objects in base64: what one call may take of the hub's memory, about thrice."""
 MISSING_AT_ONCE: Final = 100_000
 
 
@@ -116,6 +125,19 @@ class SupplyRoutes:
                 at_most=8 << 20,
                 needs="operator",
                 changes=False,
+            ),
+            Route(
+                "POST",
+                "/v1/objects",
+                "Upload several small objects, uncompressed",
+                self.put_all,
+                PEOPLE,
+                ObjectsUpload,
+                errors=(Untrusted,),
+                at_most=OBJECTS_BODY,
+                status=204,
+                needs="operator",
+                description="Kept all or, where one is not what its name says, none.",
             ),
             Route(
                 "PUT",
@@ -217,6 +239,16 @@ class SupplyRoutes:
         if await self._objects.missing([sha256]):
             await self._objects.put(sha256, call.stream())
             await self._journal.note(call.peer, "object.put", sha256)
+
+    async def put_all(self, call: Call[ObjectsUpload]) -> None:
+        """POST /v1/objects."""
+        contents = {digest_of(text): data for text, data in call.body.contents.items()}
+        missing = await self._objects.missing(contents)
+        if missing:
+            await self._objects.put_all({one: contents[one] for one in missing})
+            names = Digest.of("\n".join(sorted(missing)).encode()).sha256
+            said = f"{sum(len(contents[one]) for one in missing)} bytes, names {names}"
+            await self._journal.note(call.peer, "objects.put", f"{len(missing)} objects", said)
 
     async def release(self, call: Call[None]) -> Bytes:
         """GET /v1/releases/{sha256}."""
