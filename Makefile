@@ -10,7 +10,7 @@ list:
 	@echo "make test        checks and fast tests (what .ci/run calls)"
 	@echo "make check       ruff, mypy, import contracts"
 	@echo "make test-slow   real processes, faults, fuzzing of the API"
-	@echo "make test-oci    pull images with podman and skopeo, commits with ostree; installs them"
+	@echo "make test-oci    pull images with podman, skopeo and containerd, commits with ostree; installs them"
 	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
 	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, workload, rollout_step, relay, lossy"
@@ -48,7 +48,7 @@ test-slow: setup tools object-store
 
 .PHONY: test-oci
 test-oci: setup
-	@./scripts/tools "podman:podman skopeo:skopeo ostree:ostree"
+	@./scripts/tools "podman:podman skopeo:skopeo ostree:ostree ctr:containerd"
 	$(BIN)/python -m pytest -m images --timeout 600
 
 .PHONY: demo
