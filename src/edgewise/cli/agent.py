@@ -18,7 +18,7 @@ from edgewise.cli import (
     agent_svid,
 )
 from edgewise.cli.relay import become, writable
-from edgewise.cli.session import Session, by_way, short
+from edgewise.cli.session import Session, by_way, refusals, short
 from edgewise.model.errors import BadUsage, NeedsPerson
 from edgewise.runtime.hidden import TOKEN, hidden
 
@@ -270,6 +270,9 @@ def _keep_urls(state: Path, urls: list[str]) -> None:
 
 @app.command("status", help="What this node is and runs; needs no hub, network or agent.")
 def status(ctx: typer.Context, state: State = STATE) -> None:
+    import msgspec
+
+    from edgewise.protocol.report import Traffic
     from edgewise.roles.agent import local_status
 
     session = Session.of(ctx)
@@ -295,6 +298,8 @@ def status(ctx: typer.Context, state: State = STATE) -> None:
     if (traffic := found.get("traffic")) and traffic.get("used"):
         facts.append(("fetched", by_way(traffic["used"], traffic.get("requests", 0))))
     session.facts(facts)
+    for line in refusals(msgspec.convert(found.get("traffic") or {}, Traffic)):
+        typer.echo(line)
     for failed in found.get("failed", ()):
         typer.echo(f"failed: {failed}")
     typer.echo("")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.session import Session, ago, labels, short, size, stamp
+from edgewise.cli.session import Session, ago, labels, refusals, short, size, stamp
 from edgewise.model.errors import BadUsage
 
 if TYPE_CHECKING:
@@ -102,6 +102,9 @@ def show(ctx: typer.Context, name: Name) -> None:
             ),
             none="",
         )  # fmt: skip
+        for r in node.receipts:
+            for line in refusals(r.traffic):
+                typer.echo(f"receipt {r.sequence} {line}")
 
 
 def proof_facts(one: NodeIdentity) -> list[tuple[str, str]]:

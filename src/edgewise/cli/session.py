@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edgewise.cli.client import Client
     from edgewise.protocol.api import SourceProblem
+    from edgewise.protocol.report import Traffic
 
 Output = Literal["table", "json"]
 
@@ -155,6 +156,15 @@ def by_way(ways: Mapping[str, int], requests: int) -> str:
     """``delta 1.2 MB, document 3.1 kB (7 requests)``."""
     said = ", ".join(f"{way} {size(count)}" for way, count in sorted(ways.items()) if count)
     return f"{said} ({requests} requests)" if said and requests else said
+
+
+def refusals(traffic: Traffic, *, nodes: bool = False) -> Iterator[str]:
+    """Lines as ``refused: delta 3f9a0c11d2e4, 1.2 MB in vain: ...``, of what cost most."""
+    for one in traffic.refused:
+        what = f"delta {one.what[:12]}" if one.what else f"{one.times} files"
+        times = f" by {one.times} nodes" if nodes and one.what and one.times > 1 else ""
+        cost = f", {size(one.bytes)} came of it" if one.bytes else ""
+        yield f"refused{times}: {what}{cost}: {one.why}"
 
 
 def stamp(moment: datetime) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewise.cli.session import Session, by_way, short, show_problems, size, stamp
+from edgewise.cli.session import Session, by_way, refusals, short, show_problems, size, stamp
+
+if TYPE_CHECKING:
+    from edgewise.protocol.api import ReceiptLine
 
 
 def verb(
@@ -36,6 +39,8 @@ def verb(
         ]
     )
     show_problems(trace.problems)
+    for line in refusals(trace.traffic, nodes=True):
+        typer.echo(line)
     for fleet, release in sorted(trace.releases.items()):
         typer.echo(f"release {short(release)} for {fleet}")
     for rollout in trace.rollouts:
@@ -53,12 +58,18 @@ def verb(
                 size(sum(node.receipt.traffic.planned.values())) if node.receipt else "",
                 size(node.receipt.bytes_fetched) if node.receipt else "",
                 ", ".join(node.receipt.traffic.used) if node.receipt else "",
-                node.receipt.reason if node.receipt else "",
+                _why(node.receipt),
             )
             for node in trace.nodes
         ),
         none="It reached no node.",
     )  # fmt: skip
+
+
+def _why(receipt: ReceiptLine | None) -> str:
+    if receipt is None:
+        return ""
+    return receipt.reason or next(refusals(receipt.traffic), "")
 
 
 def _saved(fetched: int, full: int) -> str:

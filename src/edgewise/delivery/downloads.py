@@ -35,6 +35,8 @@ class Downloads:
         self._source = source
         self.used: Counter[str] = Counter()
         """Bytes that came, by what for."""
+        self.came: Counter[str] = Counter()
+        """Those of documents, deltas and packs, by path."""
         self.requests = 0
         self.sizes: dict[str, int] = {}
         """Packed bytes of objects that came whole."""
@@ -51,6 +53,8 @@ class Downloads:
         self.requests += 1
         async for chunk in self._source.read(path, at_most=at_most, start=start, end=end):
             self.used[by] += len(chunk)
+            if by != "whole":
+                self.came[path] += len(chunk)
             yield chunk
 
     # Whole objects
@@ -148,7 +152,7 @@ class Downloads:
         if data is None:
             with self._store.partial(name) as file:
                 file.seek(0)
-                data = file.read(end - start)
+                data = file.read(self._store.has_partial(name))
         self._store.drop_partial(name)
         if len(data) != end - start:
             raise Untrusted(f"{path} ends before byte {end}")

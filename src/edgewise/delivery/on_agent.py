@@ -73,7 +73,7 @@ from edgewise.protocol.installed import (
     InstalledSecret,
     without_traffic,
 )
-from edgewise.protocol.report import Traffic
+from edgewise.protocol.report import Refused, Traffic, dearest
 from edgewise.runtime.clock import Clock, SystemClock
 
 SEALED: Final = 1 << 20
@@ -174,7 +174,12 @@ class _Fetch:
             installed,
             bytes_fetched=self._downloads.total,
             bytes_full=self._extra + full,
-            traffic=Traffic(planned, used, self._downloads.requests),
+            traffic=Traffic(
+                planned,
+                used,
+                self._downloads.requests,
+                dearest([*self._shelf.said(), *self._contents.said()]),
+            ),
         )
         self._store.begin(release)
         for name, tree in trees.items():
@@ -375,6 +380,14 @@ class Contents:
 
     def _setbacks(self) -> int:
         return len(self._shelf.refused) + len(self._alone) + self._damaged
+
+    def said(self) -> Iterator[Refused]:
+        """Why files came by a dearer way although their deltas are right, for the receipt."""
+        if self._alone:
+            why = "files that this machine compresses to other bytes came whole"
+            yield Refused("", why, times=len(self._alone))
+        if self._damaged:
+            yield Refused("", "old files were damaged and dropped", times=self._damaged)
 
     def _check(self, plan: FetchPlan, choice: Choice) -> None:
         free, inodes = self._store.free_bytes(), self._store.free_inodes()

@@ -7,7 +7,7 @@ list or delta that cannot be had never stops a fetch, it only costs bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +18,9 @@ from edgewise.delivery.ways import Choice, Offer, OfferedPart, Prices, candidate
 from edgewise.model.errors import NotFound, TryLater, Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.codec import decode
-from edgewise.protocol.content import Tree
+from edgewise.protocol.content import Tree, object_path
 from edgewise.protocol.delta import DeltaList, DeltaRef, delta_path
+from edgewise.protocol.report import Refused
 
 OPENED: Final = 4
 """Ways opened for one tree: the nearest delta, another base, a chain, the pack."""
@@ -139,6 +140,12 @@ class Shelf:
         """Never touch a delta again in this fetch."""
         self.refused.setdefault(file, why)
         self.opened.pop(file, None)
+
+    def said(self) -> Iterator[Refused]:
+        """What was refused, for the receipt."""
+        came = self._downloads.came
+        for file, why in self.refused.items():
+            yield Refused(file, why, came[delta_path(file)] + came[object_path(file)])
 
     async def _open_one(self, ref: DeltaRef, way: By) -> None:
         old = self._store.document(ref.base) if ref.base else b""

@@ -41,7 +41,8 @@ class DeltaRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def __post_init__(self) -> None:
         for digest in (self.sha256, self.tree, *([self.base] if self.base else [])):
             Digest(digest)
-        if not 0 < self.head < self.lead <= self.size <= limits.DELTA or self.scratch < 0:
+        sizes = 0 < self.head < self.lead <= self.size <= limits.DELTA
+        if not sizes or self.lead > limits.DELTA_LEAD or self.scratch < 0:
             raise ValueError(f"delta {self.sha256[:12]} has sizes that cannot be")
 
 

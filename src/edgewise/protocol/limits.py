@@ -26,8 +26,14 @@ DOCUMENTS: Final = 256 << 10
 """Texts in a list of deltas: 300 parts of apps; packed they are about a tenth of it."""
 DELTAS: Final = 1024
 """Deltas and packs in one list: 100 apps on two platforms, from four versions and nothing."""
+REFUSED: Final = 8
+"""Deltas of which one receipt says why they were refused: a tree has few that lead to it."""
+REFUSED_WHY: Final = 200
+"""Characters of such a reason."""
 DELTA_HEAD: Final = 16 << 20
 """A delta's table of parts, unpacked: 500,000 objects of about 30 bytes."""
+DELTA_LEAD: Final = DELTA_HEAD + TREE + (256 << 10)
+"""Head and manifest of a delta, packed at worst: a node holds them in memory."""
 DELTA: Final = 16 << 30
 """A whole delta or pack."""
 DELTA_PARTS: Final = 1 << 16

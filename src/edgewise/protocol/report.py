@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from edgewise.protocol import limits
+
 Health = Literal["Healthy", "Progressing", "Degraded", "Suspended", "Missing", "Unknown"]
 Phase = Literal["Idle", "Downloading", "Ready", "Applying", "Verifying", "RollingBack", "Blocked"]
 
@@ -64,6 +66,18 @@ class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     """How its private keys lie on its disk: sealed to its TPM, or as files; empty: not said."""
 
 
+class Refused(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was to bring bytes and did not: why a fetch fell a step to a dearer way."""
+
+    what: str
+    """Digest of a delta's head, or of the list of deltas; empty: of several files."""
+    why: str
+    bytes: int = 0
+    """That came of it, used or not."""
+    times: int = 1
+    """Nodes that refused it, where several are summed up; else files that it concerned."""
+
+
 class Traffic(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the bytes of a release came, by way: ``delta``, ``chain``, ``pack``, ``whole``, and
     ``document`` for what says which contents there are."""
@@ -73,6 +87,17 @@ class Traffic(msgspec.Struct, frozen=True, omit_defaults=True):
     used: dict[str, int] = {}
     """As they came, since the node's last start of the fetch."""
     requests: int = 0
+    refused: tuple[Refused, ...] = ()
+    """``limits.REFUSED`` at most; those that cost most."""
+
+
+def dearest(found: Iterable[Refused]) -> tuple[Refused, ...]:
+    """Those that cost most, each reason cut, as many as a report carries."""
+    ordered = sorted(found, key=lambda one: (-one.bytes, -one.times, one.what, one.why))
+    return tuple(
+        msgspec.structs.replace(one, why=one.why[: limits.REFUSED_WHY])
+        for one in ordered[: limits.REFUSED]
+    )
 
 
 def sum_of(several: Iterable[Traffic]) -> Traffic:
@@ -80,11 +105,16 @@ def sum_of(several: Iterable[Traffic]) -> Traffic:
     planned: Counter[str] = Counter()
     used: Counter[str] = Counter()
     requests = 0
+    refused: dict[tuple[str, str], tuple[int, int]] = {}
     for one in several:
         planned.update(one.planned)
         used.update(one.used)
         requests += one.requests
-    return Traffic(dict(planned), dict(used), requests)
+        for each in one.refused[: limits.REFUSED]:
+            cost, times = refused.get((each.what, each.why), (0, 0))
+            refused[each.what, each.why] = cost + each.bytes, times + each.times
+    summed = (Refused(*key, *figures) for key, figures in refused.items())
+    return Traffic(dict(planned), dict(used), requests, dearest(summed))
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -282,6 +282,10 @@ class NodeRollout:
         ways |= {f"{way}_planned": count for way, count in traffic.planned.items()}
         fields: dict[str, object] = {"requests": traffic.requests, **ways}
         self._parts.log.event("fetched", "info", **fields)
+        for one in traffic.refused:
+            self._parts.log.event(
+                "refused", "warning", what=one.what[:12], why=one.why, bytes=one.bytes
+            )
 
     def _at(self, progress: float) -> None:
         if progress - self._progress >= 0.1:

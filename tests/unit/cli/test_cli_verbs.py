@@ -24,7 +24,7 @@ from edgewise.net.git_http import GitHttp, Push, Pusher
 from edgewise.protocol import api
 from edgewise.protocol.audit import next_line
 from edgewise.protocol.content import PartRef, Release
-from edgewise.protocol.report import AppStatus
+from edgewise.protocol.report import AppStatus, Refused, Traffic, sum_of
 from edgewise.testing.git import WorkTree
 
 NOW = datetime.now(UTC)
@@ -42,6 +42,10 @@ NODE = api.NodeSummary(
     "1" * 64,
 )  # fmt: skip
 RECEIPT = api.ReceiptLine("pos-1", 4, "Succeeded", "1" * 64, "r1", NOW, "", 1200, 56_000_000, 3.2)
+FELL = Traffic({"delta": 900}, {"delta": 900, "whole": 300}, 3, (
+    Refused("ab" * 32, "part 1 of a delta is not what its head says", 900),
+))  # fmt: skip
+DEAR = msgspec.structs.replace(RECEIPT, traffic=FELL)
 STATUS = api.HubStatus(
     "acme", "0.1", "hub",
     api.SourceStatus(REV, REV, (api.Condition("Stalled", True, "Bad", "no"),), (PROBLEM,)),
@@ -62,6 +66,9 @@ TRACE = api.Trace(
     REV, "Ada", "Give", NOW, True, (), {"pos": "1" * 64}, (SUMMARY,),
     (api.TraceNode("pos-1", "pos", "Running", RECEIPT),), 1200, 56_000_000,
 )  # fmt: skip
+TRACE_DEAR = msgspec.structs.replace(
+    TRACE, nodes=(api.TraceNode("pos-1", "pos", "Running", DEAR),), traffic=sum_of([FELL] * 3)
+)
 TOKEN = api.TokenCreated("t1", "ew1.secret", NOW)
 
 VERBS: list[tuple[list[str], str, Any, str]] = [
@@ -83,6 +90,11 @@ VERBS: list[tuple[list[str], str, Any, str]] = [
     (["release", "show", "1" * 64], "GET /v1/releases/" + "1" * 64,
      Release("pos", (PartRef("app", "hello", ("ring",), {"canary": "2" * 64}),)), "canary"),
     (["trace", "main"], "GET /v1/commits/main", TRACE, "1.2 kB instead of 56.0 MB"),
+    (["trace", "main"], "GET /v1/commits/main", TRACE_DEAR,
+     "refused by 3 nodes: delta abababababab, 2.7 kB came of it: part 1 of a delta is not what"),
+    (["node", "show", "pos-1"], "GET /v1/nodes/pos-1",
+     api.NodeDetail(NODE, "linux/amd64", "0.1", NOW, "east", (), receipts=(DEAR,)),
+     "receipt 4 refused: delta abababababab, 900 B came of it: part 1 of a delta is not what"),
     (["audit"], "GET /v1/audit", api.Page((AUDIT, AUDIT2)), "node.hold"),
     (["audit", "verify"], "GET /v1/audit", api.Page((AUDIT, AUDIT2)), "verified: 2 lines"),
     (["rollout", "approve", "r1"], "POST /v1/rollouts/r1/approve", None, "approve: r1"),
