@@ -9,9 +9,11 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import edgewise.backends.files.new_files as new_files_module
 import edgewise.backends.files.node_store as node_store_module
 from edgewise.backends.files import recompress
 from edgewise.delivery.delta import head_length, open_head
@@ -278,10 +280,12 @@ async def test_a_full_disk_while_parts_are_applied_leaves_the_old_release(
 
         def __getattr__(self, name: str) -> object:
             real = getattr(os, name)
-            if name not in ("rename", "open", "fdopen"):
+            if name not in ("rename", "open", "write"):
                 return real
 
-            def counted(*given: object, **named: object) -> object:
+            def counted(*given: Any, **named: object) -> object:
+                if name == "open" and not given[1] & os.O_CREAT:
+                    return real(*given, **named)
                 self.left -= 1
                 if self.left < 0:
                     self.reached = True
@@ -294,7 +298,8 @@ async def test_a_full_disk_while_parts_are_applied_leaves_the_old_release(
     for survive in range(0, 120, 7):
         with monkeypatch.context() as patch:
             shim = Full(survive)
-            patch.setattr(node_store_module, "os", shim)
+            for module in (node_store_module, new_files_module):
+                patch.setattr(module, "os", shim)
             try:
                 await world.install("two")
             except NeedsPerson as error:

@@ -369,7 +369,8 @@ class Contents:
             await self._perform(wanted, choice, self._applying)
             for step in plan.steps:
                 if isinstance(step, Copy):
-                    self._store.copy(step.entry.sha256, step.have, step.entry.attributes)
+                    kept = self._store.copy(step.entry.sha256, step.have, step.entry.attributes)
+                    self._damaged += not kept
             plan = plan_fetch(entries, self._store.kept)
             wanted = _wanted(plan)
             self._applying.wanted = {s: step.variants for s, step in wanted.items()}

@@ -36,6 +36,7 @@ class Kept(NamedTuple):
     """``Attributes.key``."""
     xattrs: tuple[tuple[str, bytes], ...] | None
     """None: not known here, and not wanted."""
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,10 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
         lacking = [entry for key, entry in by_key.items() if key not in have]
         new += len(lacking)
         disk += sum(_on_disk(first.size) for _ in lacking)
-        check += [Kept(e.sha256, key, e.xattrs) for key, e in by_key.items() if key in have]
+        check += [Kept(e.sha256, key, e.xattrs, e.size) for key, e in by_key.items() if key in have]
         if have:
             if not any(key in have for key in by_key):
-                check.append(Kept(first.sha256, have[0], None))
+                check.append(Kept(first.sha256, have[0], None, first.size))
             source = next((key for key in by_key if key in have), have[0])
             steps += [Copy(entry, source) for entry in lacking]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Literal, Protocol
@@ -214,19 +214,26 @@ class NodeFiles(Protocol):
         """The ``Attributes.key`` under which a file's content is kept; not verified."""
 
     def verify(
-        self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
+        self,
+        sha256: str,
+        key: str,
+        xattrs: tuple[tuple[str, bytes], ...] | None = None,
+        size: int | None = None,
     ) -> bool:
         """Whether the kept file still is what its name says; one that is not is dropped.
 
-        Content, mode and owner are checked, and xattrs where they are given.
+        Content, mode and owner are checked, and xattrs where they are given. With ``size``,
+        the content of a file that bears a seal and has that size is not read (ADR 0016).
         """
 
-    def keep_file(self, sha256: str, attributes: Attributes, content: Iterator[bytes]) -> None:
-        """Keep a file; nothing stays when ``content`` raises. NeedsPerson also where this
-        process may not give files that owner."""
+    def keep_file(self, sha256: str, attributes: Attributes, content: Iterable[bytes]) -> None:
+        """Keep a file; nothing stays when ``content`` raises. The caller makes sure that the
+        content is what ``sha256`` says. NeedsPerson also where this process may not give files
+        that owner."""
 
-    def copy(self, sha256: str, have: str, want: Attributes) -> None:
-        """Keep a file that is here under the key ``have`` with other attributes too."""
+    def copy(self, sha256: str, have: str, want: Attributes) -> bool:
+        """Keep a file that is here under the key ``have`` with other attributes too. False: it
+        was damaged, and is dropped."""
 
     def partial(self, sha256: str) -> AbstractContextManager[IO[bytes]]:
         """The packed bytes downloaded so far, open for reading and appending."""

@@ -18,6 +18,11 @@ def is_name(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+def is_digest(text: str) -> bool:
+    """Whether ``text`` is a SHA-256 as it is on the wire: 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
     """A SHA-256, written ``sha256:<64 hex>`` for people and as bare hex on the wire."""
@@ -25,7 +30,7 @@ class Digest:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not _SHA256.fullmatch(self.sha256):
+        if not is_digest(self.sha256):
             raise ValueError(f"digest {self.sha256!r} is not 64 lower-case hex digits")
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ a tree names file contents, so one signed release digest fixes every byte that r
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ from edgewise.model.labels import Labels
 from edgewise.model.names import Digest
 from edgewise.protocol import limits
 from edgewise.protocol.egress import EgressRules
+from edgewise.protocol.tree_checks import all_sound, check_each, check_xattrs
 
 SCHEMA: Final = 1
 
@@ -43,17 +45,26 @@ class Attributes(NamedTuple):
     @property
     def key(self) -> str:
         """Short, and fit for a file name: what a kept file is named by, besides its content."""
-        if self.uid is None:
-            return f"{self.mode:o}"
-        words = [f"{self.mode:o}", str(self.uid), str(self.gid)]
-        if self.xattrs:
-            marks = (b"%d:%d:" % (len(n), len(v)) + n.encode() + v for n, v in self.xattrs)
-            words.append(Digest.of(b"".join(marks)).sha256[:32])
-        return ".".join(words) + ("s" if self.sparse else "")
+        return _key_of(self)
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One path of a tree. Plain trees have ``file``, ``dir`` and ``link``, and no owners."""
+@lru_cache(1024)
+def _key_of(attributes: Attributes) -> str:
+    mode, uid, gid, xattrs, sparse = attributes
+    if uid is None:
+        return f"{mode:o}"
+    words = [f"{mode:o}", str(uid), str(gid)]
+    if xattrs:
+        marks = (b"%d:%d:" % (len(n), len(v)) + n.encode() + v for n, v in xattrs)
+        words.append(Digest.of(b"".join(marks)).sha256[:32])
+    return ".".join(words) + ("s" if sparse else "")
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """One path of a tree. Plain trees have ``file``, ``dir`` and ``link``, and no owners.
+
+    Checked by the ``Tree`` that it is in, with all others at once.
+    """
 
     path: str
     """Relative, POSIX separators, no ``..``, no empty or ``.`` segments."""
@@ -77,96 +88,12 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     device: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
     """Major and minor number of ``char`` and ``block``."""
 
-    def __post_init__(self) -> None:
-        segments = self.path.split("/")
-        if len(self.path) > limits.PATH or any(s in ("", ".", "..") for s in segments):
-            raise ValueError(f"tree path {self.path[:80]!r} is not a plain relative path")
-        if "\0" in self.path or "\0" in self.target:
-            raise ValueError(f"tree path {self.path[:80]!r} holds a NUL")
-        if not 0 <= self.mode <= 0o7777 or self.size < 0:
-            raise ValueError(f"tree path {self.path!r}: mode or size is out of range")
-        if self.kind == "file":
-            Digest(self.sha256)
-        elif self.kind == "link" and not 0 < len(self.target.encode()) < limits.PATH:
-            raise ValueError(f"link {self.path!r} points nowhere, or too far")
-        if self.xattrs:
-            _check_xattrs(self.path, self.xattrs)
-        if self.device is not msgspec.UNSET or self.kind in ("char", "block"):
-            _check_device(self)
-
     @property
     def attributes(self) -> Attributes:
         """All but its content; plain entries leave the owner to whoever lays them out."""
         if self.uid is msgspec.UNSET or self.gid is msgspec.UNSET:
             return Attributes(self.mode)
         return Attributes(self.mode, self.uid, self.gid, self.xattrs, self.sparse)
-
-
-NAMESPACES: Final = ("user.", "trusted.", "security.", "system.")
-"""What the name of an xattr begins with (xattr(7))."""
-
-
-def _check_xattrs(path: str, xattrs: tuple[tuple[str, bytes], ...]) -> None:
-    """Raises ValueError for what Linux would not take (xattr(7))."""
-    last, listed = "", 0
-    for name, value in xattrs:
-        octets = len(name.encode())
-        listed += octets + 1
-        if not name.startswith(NAMESPACES) or "\0" in name or octets > limits.XATTR_NAME:
-            raise ValueError(f"tree path {path!r}: {name[:80]!r} is not the name of an xattr")
-        if name <= last:
-            raise ValueError(f"tree path {path!r}: xattrs are not sorted or repeat at {name!r}")
-        if len(value) > limits.XATTR_VALUE or listed > limits.XATTR_LIST:
-            raise ValueError(f"tree path {path!r}: its xattrs are larger than Linux takes")
-        last = name
-
-
-def _check_device(entry: Entry) -> None:
-    if entry.device is msgspec.UNSET or entry.kind not in ("char", "block"):
-        raise ValueError(f"tree path {entry.path!r}: devices have a device number, others none")
-    major, minor = entry.device
-    if not (0 <= major <= limits.DEVICE_MAJOR and 0 <= minor <= limits.DEVICE_MINOR):
-        raise ValueError(f"tree path {entry.path!r}: device {major}:{minor} is out of range")
-
-
-def _check_plain(entry: Entry) -> None:
-    """Raises ValueError for what only a system tree may hold."""
-    if entry.kind not in ("file", "dir", "link"):
-        raise ValueError(f"tree path {entry.path!r}: only a system tree holds a {entry.kind!r}")
-    if entry.uid is not msgspec.UNSET or entry.gid is not msgspec.UNSET:
-        raise ValueError(f"tree path {entry.path!r}: only a system tree has owners")
-    if entry.xattrs or entry.sparse:
-        raise ValueError(f"tree path {entry.path!r}: only a system tree has xattrs and holes")
-    if entry.kind == "link" and not _stays_inside(entry.path, entry.target):
-        raise ValueError(f"link {entry.path!r} -> {entry.target!r} leaves the tree")
-
-
-def _check_system(entry: Entry, files: set[str]) -> None:
-    """Raises ValueError for an entry that cannot be laid out; ``files`` come before it."""
-    if len(entry.path) > limits.NAME // 4 and any(
-        len(segment.encode()) > limits.NAME for segment in entry.path.split("/")
-    ):
-        raise ValueError(f"tree path {entry.path[:80]!r}: a name is longer than Linux takes")
-    owners = (entry.uid, entry.gid)
-    if entry.kind == "hard":
-        if entry.target not in files:
-            raise ValueError(f"hard link {entry.path!r}: no file {entry.target[:80]!r} before it")
-        if owners != (msgspec.UNSET, msgspec.UNSET) or entry.xattrs or entry.sparse:
-            raise ValueError(f"hard link {entry.path!r} has attributes of its own")
-        return
-    if any(owner is msgspec.UNSET or not 0 <= owner <= limits.OWNER for owner in owners):
-        raise ValueError(f"tree path {entry.path!r}: its owners are missing or out of range")
-
-
-def _stays_inside(path: str, target: str) -> bool:
-    if target.startswith("/"):
-        return False
-    depth = path.count("/")
-    for segment in target.split("/"):
-        depth += -1 if segment == ".." else segment not in ("", ".")
-        if depth < 0:
-            return False
-    return True
 
 
 class Top(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -182,7 +109,7 @@ class Top(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             0 <= self.uid <= limits.OWNER and 0 <= self.gid <= limits.OWNER
         ):
             raise ValueError("the mode or an owner of the tree's top is out of range")
-        _check_xattrs(".", self.xattrs)
+        check_xattrs(".", self.xattrs)
 
 
 class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,26 +124,8 @@ class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if len(self.entries) > limits.ENTRIES:
             raise ValueError(f"a tree has at most {limits.ENTRIES} entries")
-        plain = self.system is msgspec.UNSET
-        directories: set[str] = set()
-        files: set[str] = set()
-        last = ""
-        for entry in self.entries:
-            if entry.path <= last:
-                raise ValueError(f"tree entries are not sorted or repeat at {entry.path!r}")
-            last = entry.path
-            parent = entry.path.rpartition("/")[0]
-            if parent and parent not in directories:
-                # A link or file as a parent would let an entry escape through it.
-                raise ValueError(f"tree path {entry.path!r} has no directory {parent!r}")
-            if plain:
-                _check_plain(entry)
-            else:
-                _check_system(entry, files)
-            if entry.kind == "dir":
-                directories.add(entry.path)
-            elif entry.kind == "file" and not plain:
-                files.add(entry.path)
+        if not all_sound(self.entries, plain=self.system is msgspec.UNSET):
+            check_each(self.entries, plain=self.system is msgspec.UNSET)
 
 
 class TreeRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

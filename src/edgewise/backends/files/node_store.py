@@ -5,7 +5,8 @@ Standard library and msgspec only: the resident agent reads from here without th
 Laws (docs/internals/content.md has the order of syncs):
 - ``releases/<sha>`` exists only complete: everything in it was synced before the rename;
 - ``current`` and ``previous`` are symlinks, replaced by rename, the directory synced after;
-- a kept file or document is only a hint until its digest was checked again;
+- a kept file is only a hint until its digest was checked again, or its seal was found
+  (``backends.files.seals``); a document until its digest was checked again;
 - ``collect`` deletes nothing that current, previous, a pin or ``keep`` need, and no object
   while a fetch runs.
 """
@@ -16,19 +17,21 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
-import stat
 import sys
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from edgewise.backends.files import seals
+from edgewise.backends.files.new_files import NewFiles
+from edgewise.backends.files.seals import attributes_of
 from edgewise.delivery.ports import NodeFiles, Scratch
-from edgewise.model.errors import NeedsPerson, NotFound
-from edgewise.model.names import Digest
+from edgewise.model.errors import NeedsPerson, NotFound, Untrusted
+from edgewise.model.names import Digest, is_digest
 from edgewise.protocol.content import Attributes, Entry, Tree
 from edgewise.protocol.installed import Installed
 from edgewise.runtime.durable import (
@@ -41,10 +44,6 @@ from edgewise.runtime.durable import (
 )
 
 _COPY = 1 << 20
-_KEY = re.compile(r"([0-7]{1,4})(?:\.(\d{1,10})\.(\d{1,10})(\.[0-9a-f]{32})?s?)?")
-"""``Attributes.key``: mode, user, group, a digest of the xattrs."""
-_GIVES_RIGHTS = frozenset({"security.capability", "system.posix_acl_access"})
-"""Xattrs that a kept file must not have unless its name says so."""
 
 
 class NodeStore:
@@ -53,12 +52,19 @@ class NodeStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._objects = root / "store" / "objects"
+        self._folder = str(self._objects)
         self._documents = root / "store" / "documents"
         self._releases = root / "releases"
         self._staging = root / "staging"
         self._partials = root / "staging" / "partial"
+        self._listing = threading.Lock()
+        """A part is applied in a thread while others download."""
+        self._new = NewFiles(self._staging)
         self._listed: dict[str, dict[str, tuple[str, ...]]] | None = None
         """While a fetch runs: what the folders of objects hold, by their two digits."""
+        self._unsealed: list[tuple[str, str, bool]] = []
+        """While a fetch runs: paths whose content matched their digest, the digest, and whether
+        others could write to the file meanwhile. ``finish`` seals them."""
         self._pins = root / "pinned"
         # Nobody but the agent needs what is kept, and old setuid files are among it.
         for folder in (root / "store", self._staging):
@@ -220,10 +226,12 @@ class NodeStore:
         """See ``NodeFiles.fetching``."""
         with self._lock(fcntl.LOCK_SH):
             self._listed = {}  # nobody else changes the objects meanwhile
+            self._unsealed = []
             try:
                 yield
             finally:
                 self._listed = None
+                self._unsealed = []
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[bool]:
@@ -264,19 +272,20 @@ class NodeStore:
 
     def keep_document(self, sha256: str, data: bytes) -> None:
         """See ``NodeFiles.keep_document``."""
-        with self._new_file() as (file, waiting):
-            file.write(data)
-            file.flush()
-            os.rename(waiting, self._documents / Digest(sha256).sha256)
+        try:
+            self._new.write(f"{self._documents}/{Digest(sha256).sha256}", (data,), None)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
 
     def kept(self, sha256: str) -> tuple[str, ...]:
         """See ``NodeFiles.kept``."""
         short = sha256[:2]
         found = self._listed.get(short) if self._listed is not None else None
         if found is None:
-            found = self._list(short)
-            if self._listed is not None:
-                self._listed[short] = found
+            with self._listing:
+                found = self._list(short)
+                if self._listed is not None:
+                    self._listed[short] = found
         return found.get(sha256[2:], ())
 
     def _list(self, short: str) -> dict[str, tuple[str, ...]]:
@@ -288,58 +297,91 @@ class NodeStore:
         found: dict[str, tuple[str, ...]] = {}
         for name in names:
             rest, _, key = name.partition("-")
-            if _KEY.fullmatch(key):
+            if attributes_of(key) is not None:
                 found[rest] = (*found.get(rest, ()), key)
         return found
 
-    def _changed(self, sha256: str) -> None:
-        if self._listed is not None:
-            self._listed.pop(sha256[:2], None)
+    def _noted(self, sha256: str, key: str, *, kept: bool) -> None:
+        """One file came or went."""
+        with self._listing:
+            if self._listed is None or (found := self._listed.get(sha256[:2])) is None:
+                return
+            keys = {*found.get(sha256[2:], ())}
+            keys = keys | {key} if kept else keys - {key}
+            found[sha256[2:]] = tuple(sorted(keys))
 
     def verify(
-        self, sha256: str, key: str, xattrs: tuple[tuple[str, bytes], ...] | None = None
+        self,
+        sha256: str,
+        key: str,
+        xattrs: tuple[tuple[str, bytes], ...] | None = None,
+        size: int | None = None,
     ) -> bool:
         """See ``NodeFiles.verify``."""
         path = self._object(sha256, key)
+        want = attributes_of(key)
+        try:
+            sound = want is not None and (
+                (size is not None and seals.is_sealed(path, sha256, size, want, xattrs))
+                or self._hashed(path, sha256, want, xattrs)
+            )
+        except FileNotFoundError:
+            self._noted(sha256, key, kept=False)
+            return False
+        if not sound:
+            os.unlink(path)
+            self._noted(sha256, key, kept=False)
+        return sound
+
+    def _hashed(
+        self,
+        path: str,
+        sha256: str,
+        want: seals.Wanted,
+        xattrs: tuple[tuple[str, bytes], ...] | None,
+    ) -> bool:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._changed(sha256)
-            return False
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            path.unlink()
-            self._changed(sha256)
             return False
-        with open(fd, "rb") as file:
-            sound = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-            sound = sound and _has_key(fd, key)
-            sound = sound and (xattrs is None or _has_xattrs(fd, xattrs))
-        if not sound:
-            path.unlink()
-            self._changed(sha256)
-        return sound
-
-    def keep_file(self, sha256: str, attributes: Attributes, content: Iterator[bytes]) -> None:
-        """See ``NodeFiles.keep_file``."""
-        from edgewise.backends.files import layout  # the resident agent writes no objects
-
-        with self._new_file() as (file, waiting):
-            layout.fill(file.fileno(), content, sparse=attributes.sparse)
+        with open(fd, "rb", 0) as file:
+            if not seals.has_attributes(fd, want, xattrs):
+                return False
+            # Before it is read: whoever writes to it from now on takes the mark away.
+            marked = self._listed is not None and seals.mark(fd, sha256)
             try:
-                layout.give(file.fileno(), attributes)
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return False
             except OSError as error:
-                raise _not_allowed(error, attributes) from error
-            final = self._object(sha256, attributes.key)
-            final.parent.mkdir(exist_ok=True)
-            os.rename(waiting, final)
-            self._changed(sha256)
+                if error.errno != errno.EIO:
+                    raise
+                return False  # a sector that cannot be read: it comes anew, to another place
+        if marked:
+            self._unsealed.append((path, sha256, True))
+        return True
 
-    def copy(self, sha256: str, have: str, want: Attributes) -> None:
+    def keep_file(self, sha256: str, attributes: Attributes, content: Iterable[bytes]) -> None:
+        """See ``NodeFiles.keep_file``."""
+        final = self._object(sha256, attributes.key)
+        try:
+            self._new.write(final, content, attributes)
+        except OSError as error:
+            raise disk_error(error, self.root) from error
+        self._noted(sha256, attributes.key, kept=True)
+        if self._listed is not None:
+            self._unsealed.append((final, sha256, False))
+
+    def copy(self, sha256: str, have: str, want: Attributes) -> bool:
         """See ``NodeFiles.copy``."""
-        with open(self._object(sha256, have), "rb") as file:
-            self.keep_file(sha256, want, iter(lambda: file.read(_COPY), b""))
+        try:
+            with open(self._object(sha256, have), "rb", 0) as file:
+                self.keep_file(sha256, want, _checked(file, sha256))
+        except (FileNotFoundError, Untrusted):
+            self.verify(sha256, have)  # drops it
+            return False
+        return True
 
     @contextmanager
     def partial(self, sha256: str) -> Iterator[IO[bytes]]:
@@ -418,7 +460,7 @@ class NodeStore:
                 raise
             from edgewise.backends.files import layout
 
-            with open(kept, "rb") as file:
+            with open(kept, "rb", 0) as file:
                 chunks = iter(lambda: file.read(_COPY), b"")
                 layout.write_new(entry.attributes, chunks, directory, name)
 
@@ -430,6 +472,10 @@ class NodeStore:
             (folder / "packed.json").write_bytes(msgspec.json.encode(packed_sizes))
             write_durably(folder / "release.json", msgspec.json.encode(installed))
             sync_filesystem(folder)
+            # Not before: what is sealed has to be on the disk, whatever else of it is.
+            for path, sha256, shared in self._unsealed:
+                seals.seal(path, sha256, shared=shared)
+            self._unsealed = []
             # The same release for a record with other labels or secrets may be running.
             swapped = final.exists() and exchange(folder, final)
             if not swapped:
@@ -444,27 +490,14 @@ class NodeStore:
 
     # How
 
-    def _object(self, sha256: str, key: str) -> Path:
-        return Path(f"{self._objects}/{sha256[:2]}/{Digest(sha256).sha256[2:]}-{key}")
+    def _object(self, sha256: str, key: str) -> str:
+        """A string: an update asks for each of many thousand files."""
+        if not is_digest(sha256):
+            raise ValueError(f"{sha256[:80]!r} is not a SHA-256 digest")
+        return f"{self._folder}/{sha256[:2]}/{sha256[2:]}-{key}"
 
     def _stage(self, release: str) -> Path:
         return self._staging / Digest(release).sha256
-
-    @contextmanager
-    def _new_file(self) -> Iterator[tuple[IO[bytes], Path]]:
-        import tempfile  # kept out of the resident agent, which writes no objects
-
-        waiting: Path | None = None
-        try:
-            fd, name = tempfile.mkstemp(dir=self._staging)
-            waiting = Path(name)
-            with os.fdopen(fd, "wb") as file:
-                yield file, waiting
-        except OSError as error:
-            raise disk_error(error, self.root) from error
-        finally:
-            if waiting is not None:
-                waiting.unlink(missing_ok=True)
 
     def _name_of(self, link: str) -> str:
         try:
@@ -512,45 +545,14 @@ def _documents(release: Installed) -> Iterator[str]:
         yield secret.sealed
 
 
-def _has_key(fd: int, key: str) -> bool:
-    match = _KEY.fullmatch(key)
-    about = os.fstat(fd)
-    if match is None or not stat.S_ISREG(about.st_mode):
-        return False
-    mode, uid, gid, hashed = match.groups()
-    if about.st_mode & 0o7777 != int(mode, 8):
-        return False
-    if uid is not None and (about.st_uid, about.st_gid) != (int(uid), int(gid)):
-        return False
-    return bool(hashed) or not _GIVES_RIGHTS.intersection(_xattrs_of(fd))
-
-
-def _has_xattrs(fd: int, xattrs: tuple[tuple[str, bytes], ...]) -> bool:
-    """Others may be there: a kernel labels files of its own accord (SELinux, IMA)."""
-    names = _xattrs_of(fd)
-    return all(name in names and os.getxattr(fd, name) == value for name, value in xattrs) and (
-        _GIVES_RIGHTS.isdisjoint(set(names) - {name for name, _ in xattrs})
-    )
-
-
-def _xattrs_of(fd: int) -> list[str]:
-    try:
-        return os.listxattr(fd)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return []
-
-
-def _not_allowed(error: OSError, attributes: Attributes) -> Exception:
-    if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP) or attributes.uid is None:
-        return error
-    names = ", ".join(name for name, _ in attributes.xattrs) or "no xattrs"
-    return NeedsPerson(
-        f"a file cannot be given user {attributes.uid}, group {attributes.gid}, mode"
-        f" {attributes.mode:04o} and {names} here: {error.strerror}",
-        hint="a node lays system trees out as root, on a file system that has xattrs",
-    )
+def _checked(file: IO[bytes], sha256: str) -> Iterator[bytes]:
+    """What a file holds; raises Untrusted at its end when it is something else."""
+    digest = hashlib.sha256()
+    while data := file.read(_COPY):
+        digest.update(data)
+        yield data
+    if digest.hexdigest() != sha256:
+        raise Untrusted(f"kept object {sha256[:12]} is damaged")
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,8 @@ import msgspec
 
 from edgewise.delivery.trees import make_tree
 from edgewise.model.errors import BadUsage, NeedsPerson
-from edgewise.protocol.content import NAMESPACES, Entry, Top, Tree
+from edgewise.protocol.content import Entry, Top, Tree
+from edgewise.protocol.tree_checks import NAMESPACES
 
 Keep = Callable[[IO[bytes]], tuple[str, int]]
 """Reads a content to its end and keeps it; returns its SHA-256 and its size in bytes."""
