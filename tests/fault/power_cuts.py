@@ -2,7 +2,8 @@
 
 The record is strace's: it sees every system call, also those of libraries. The model of the disk
 is harsher than any file system that we know: between two syncs each change may have reached the
-disk or not, independently of all others, and a write may have reached it in part. Only these
+disk or not, independently of all others, and a write may have reached it in part, or its size
+without its data. Only these
 make earlier changes certain: ``fsync`` of a file its data and attributes, ``fsync`` of a
 directory its names, ``syncfs`` everything. A rename is one step (all journals promise that).
 """
@@ -29,8 +30,8 @@ CALLS = (
     "open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,write,pwrite64,writev,pwritev,pwritev2,"
     "sendfile,copy_file_range,fallocate,truncate,ftruncate,rename,renameat,renameat2,link,linkat,"
     "unlink,unlinkat,rmdir,symlink,symlinkat,mkdir,mkdirat,mknod,mknodat,chmod,fchmod,fchmodat,"
-    "chown,fchown,lchown,fchownat,setxattr,fsetxattr,lsetxattr,removexattr,fremovexattr,fsync,"
-    "fdatasync,syncfs,sync,io_uring_setup"
+    "chown,fchown,lchown,fchownat,setxattr,fsetxattr,lsetxattr,removexattr,fremovexattr,utimensat,"
+    "fsync,fdatasync,syncfs,sync,io_uring_setup"
 )
 
 
@@ -45,6 +46,8 @@ class Inode:
     owner: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
     device: int = 0
     xattrs: dict[str, bytes] = field(default_factory=dict)
+    mtime: int = 0
+    """Nanoseconds. Whatever is written sets it to 0: only what a program sets by itself counts."""
 
     def seen(self) -> object:
         """All but where its names lead."""
@@ -99,13 +102,19 @@ class Xattr:
 
 
 @dataclass(frozen=True)
+class Time:
+    inode: int
+    mtime: int
+
+
+@dataclass(frozen=True)
 class Sync:
     """Of one inode, or of everything."""
 
     inode: int | None
 
 
-Change = tuple[Name, ...] | Write | Size | Mode | Owner | Xattr | Sync
+Change = tuple[Name, ...] | Write | Size | Mode | Owner | Xattr | Time | Sync
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,13 @@ class Story:
 
     def after(self, cut: int, lost: Callable[[Change], float] = lambda change: 1.0) -> Disk:
         """The disk after a power cut before change ``cut``. ``lost`` says how much of a change
-        that no sync made certain is there: 0 to 1, for a write a part of it."""
+        that no sync made certain is there: 0 to 1, for a write a part of it; -1 to 0: that
+        part, and zeros for the rest, because the size reached the disk and the data did not."""
         disk = copy.deepcopy(self.before) | copy.deepcopy(self.new)
         certain = self._certain(cut)
         for index, change in enumerate(self.changes[:cut]):
             share = 1.0 if index in certain else lost(change)
-            if share > 0:
+            if share:
                 _apply(disk, change, share)
         return disk
 
@@ -145,7 +155,7 @@ def _touched(change: Change) -> set[int]:
     match change:
         case tuple():
             return {name.folder for name in change}
-        case Write() | Size() | Mode() | Owner() | Xattr():
+        case Write() | Size() | Mode() | Owner() | Xattr() | Time():
             return {change.inode}
         case _:
             return set()
@@ -161,14 +171,17 @@ def _apply(disk: Disk, change: Change, share: float = 1.0) -> None:
                 elif names.get(name.name) == name.only_if:
                     names.pop(name.name, None)
         case Write(number, at, data):
-            part = data[: round(len(data) * share)]
+            part = data[: round(len(data) * abs(share))]
+            part += bytes(len(data) - len(part)) if share < 0 else b""
             held = disk[number].data
             held.extend(bytes(max(0, at + len(part) - len(held))))
             held[at : at + len(part)] = part
+            disk[number].mtime = 0
         case Size(number, size):
             held = disk[number].data
             del held[size:]
             held.extend(bytes(size - len(held)))
+            disk[number].mtime = 0
         case Mode(number, mode):
             made = disk[number]
             made.mode = stat.S_IFMT(made.mode) | mode
@@ -176,12 +189,14 @@ def _apply(disk: Disk, change: Change, share: float = 1.0) -> None:
             disk[number].owner = owner
         case Xattr(number, name, value):
             disk[number].xattrs[name] = value
+        case Time(number, mtime):
+            disk[number].mtime = mtime
 
 
 def some_lost(seed: int) -> Callable[[Change], float]:
     """A power cut's choice: about half of what was not certain is there, some writes in part."""
     chance = random.Random(seed)
-    return lambda change: chance.choice((0.0, 0.0, 1.0, 1.0, chance.random()))
+    return lambda change: chance.choice((0.0, 0.0, 1.0, 1.0, chance.random(), -chance.random()))
 
 
 def write_out(disk: Disk, to: Path) -> None:
@@ -217,6 +232,8 @@ def _give(path: Path, inode: Inode) -> None:
         path.chmod(stat.S_IMODE(inode.mode))
     for name, value in inode.xattrs.items():
         os.setxattr(path, name, value, follow_symlinks=False)
+    if stat.S_ISREG(inode.mode):
+        os.utime(path, ns=(inode.mtime, inode.mtime))
 
 
 def read_in(top: Path) -> Disk:
@@ -233,6 +250,7 @@ def read_in(top: Path) -> Disk:
             about.st_mode,
             owner=(about.st_uid, about.st_gid),
             device=about.st_rdev,
+            mtime=about.st_mtime_ns,
             xattrs={
                 name: os.getxattr(path, name, follow_symlinks=False)
                 for name in os.listxattr(path, follow_symlinks=False)
@@ -319,6 +337,12 @@ def _special(words: list[str]) -> Inode:
     return Inode(getattr(stat, kind) | int(mode, 8), device=os.makedev(major, minor))
 
 
+def _nanoseconds(words: list[str]) -> int:
+    """Of ``{tv_sec=1 /* what that is */`` and ``tv_nsec=2}``."""
+    seconds, rest = (int(re.sub(r"\D.*", "", word.partition("=")[2])) for word in words)
+    return seconds * 1_000_000_000 + rest
+
+
 @dataclass
 class _Open:
     inode: int
@@ -358,10 +382,8 @@ class _Recorder:
                 self._do(Mode(number, int(words[-1 if name == "chmod" else 2], 8)))
         elif name.endswith(("chown", "chownat")):
             self._owned(name, words)
-        elif name.endswith("setxattr"):
-            number = self._meant(words[:1] if name == "fsetxattr" else ["AT_FDCWD", words[0]])
-            if number is not None:
-                self._do(Xattr(number, words[1], words[2].encode("latin-1")))
+        elif name == "utimensat" or name.endswith("setxattr"):
+            self._noted(name, words)
         elif name in ("syncfs", "sync"):
             self._do(Sync(None))
         elif name in ("write", "pwrite64", "ftruncate", "fsync", "fdatasync", "fchmod"):
@@ -369,6 +391,16 @@ class _Recorder:
                 self._content(name, words, result, file)
         else:
             self._names(name, words)
+
+    def _noted(self, name: str, words: list[str]) -> None:
+        if name == "utimensat":
+            number = self._meant(words[: 1 if words[1] == "NULL" else 2])
+            if number is not None:
+                self._do(Time(number, _nanoseconds(words[4:6])))
+        else:
+            number = self._meant(words[:1] if name == "fsetxattr" else ["AT_FDCWD", words[0]])
+            if number is not None:
+                self._do(Xattr(number, words[1], words[2].encode("latin-1")))
 
     def _descriptor(self, name: str, words: list[str], result: int) -> None:
         fd = int(words[0])

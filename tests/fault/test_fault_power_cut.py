@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 from power_cut_node import Laid, Told
 from power_cut_replay import Seen, Update, files_of, recorded, recorded_delta, told
-from power_cuts import Owner, Size, Sync, Write, Xattr, can_record, same, write_out
+from power_cuts import Change, Owner, Size, Sync, Time, Write, Xattr, can_record, same, write_out
 from system_root import looked_at, make_root, may_make_roots
 
 from edgewise.backends.files.builds import BuildFolder
@@ -335,3 +336,50 @@ async def test_what_was_fetched_before_a_power_cut_is_mostly_used(
     cuts = [(n | 1, None) for n in range(0, count, count // 10)]
     fetched = [bytes_ for found, bytes_ in await update.check(cuts, disks) if bytes_]
     assert fetched[-1] < fetched[0] / 2
+
+
+SEALING = [name for name in STORIES if name != "the same release again"]
+"""That one has every file already."""
+
+
+def is_seal(change: Change) -> TypeGuard[Time]:
+    """Not the mark of a file that is being checked, which is odd."""
+    return isinstance(change, Time) and change.mtime % 2 == 0
+
+
+def first_sync(changes: tuple[Change, ...]) -> int:
+    return next(at for at, c in enumerate(changes) if isinstance(c, Sync) and c.inode is None)
+
+
+@pytest.mark.parametrize("name", SEALING)
+async def test_nothing_is_sealed_before_it_is_on_the_disk(
+    recordings: Recordings, name: str
+) -> None:
+    update = await recordings.of(name)
+    changes = update.story.changes
+    last = {c.inode: at for at, c in enumerate(changes) if isinstance(c, Write)}
+    seals = [(c.inode, at) for at, c in enumerate(changes) if is_seal(c)]
+    new = [(inode, at) for inode, at in seals if inode in update.story.new]
+    assert len(new) >= 3
+    assert all(last.get(inode, 0) < first_sync(changes) < at for inode, at in new)
+
+
+@pytest.mark.parametrize("name", ["whole objects", "a delta"])
+async def test_a_seal_that_is_set_before_the_sync_would_be_caught(
+    recordings: Recordings, disks: Path, name: str
+) -> None:
+    """The same record with each file sealed as soon as it was written: a power cut then leaves
+    seals on contents that were lost, and the next update takes them as they are."""
+    update = await recordings.of(name)
+    changes = update.story.changes
+    last = {c.inode: at for at, c in enumerate(changes) if isinstance(c, Write)}
+    seals = {last[c.inode]: c for c in changes if is_seal(c) and c.inode in last}
+    early: list[Change] = []
+    for at, change in enumerate(changes):
+        if not isinstance(change, Time):
+            early += [change, seals[at]] if at in seals else [change]
+    wrong = replace(update, story=replace(update.story, changes=tuple(early)))
+    synced = first_sync(tuple(early)) | 1  # odd: what came is kept
+    cuts = [(at, at + seed) for seed in range(0, 4000, 40) for at in (synced - 20, synced - 2)]
+    with pytest.raises(AssertionError):
+        await wrong.check(cuts, disks)
