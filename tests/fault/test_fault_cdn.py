@@ -15,13 +15,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from content_place import Place, everything, get, served
 from file_servers import Caddy, Nginx
-from relay_region import join_node, region
+from relay_region import eventually, join_node, region
 
 from edgewise.backends.files import mirroring
 from edgewise.backends.files.mirroring import FolderTarget, MirrorTerms, mirror
+from edgewise.backends.files.objects import FileObjects
 from edgewise.delivery import packing
 from edgewise.delivery.ports import Source
+from edgewise.model.errors import BadUsage, EdgewiseError, NotFound
 from edgewise.model.names import Digest
+from edgewise.net.client import HttpSource
+from edgewise.net.sources import checked_urls
+from edgewise.protocol.channel import Channel
+from edgewise.protocol.codec import encode
 from edgewise.protocol.content import object_path
 from edgewise.roles.worker import InProcessWorker
 
@@ -290,6 +296,91 @@ async def test_a_node_fetches_from_a_file_server_and_takes_the_rest_from_its_rel
             got = [await whole(source, path) for path in paths]
         assert got == [there, elsewhere]
         assert (await relay.health())["fetched_bytes"] == len(packing.pack(elsewhere))
+    nginx.close()
+
+
+async def test_a_relay_learns_of_file_servers_from_the_hub_and_forgets_those_withdrawn(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "cdn"
+    (folder / "objects/.incoming").mkdir(parents=True)
+    nginx = Nginx(folder, tmp_path / "nginx")
+    async with region(tmp_path) as (hub, relay):
+        token = await hub.token(region="eu", via="frankfurt")
+        node = await join_node(tmp_path / "node", "identity", token)
+        source = HttpSource(node.client)
+
+        async def has(data: bytes) -> bool:
+            try:
+                return await whole(source, object_path(Digest.of(data).sha256)) == data
+            except EdgewiseError:
+                return False
+
+        texts = [os.urandom(2000) for _ in range(3)]
+        for data in texts:  # only there, so whoever has it asked there
+            await FileObjects(folder).put(Digest.of(data).sha256, data)
+        assert not await has(texts[0])
+        hub.publisher.content_urls = (nginx.url, "ftp://nobody", "https://user:pw@cdn.example")
+        await hub.announce(1)
+        await eventually(lambda: has(texts[0]))
+        assert await has(texts[1])
+        hub.publisher.content_urls = ()
+        await hub.announce(2)
+
+        async def withdrawn() -> bool:
+            data = os.urandom(2000)
+            await FileObjects(folder).put(Digest.of(data).sha256, data)
+            return not await has(data)
+
+        await eventually(withdrawn)
+        assert not await has(texts[2])
+        hub.publisher.content_urls = (nginx.url,)
+        await hub.announce(3)
+        await eventually(lambda: has(texts[2]))
+        await node.client.close()
+        await relay.stop()
+    nginx.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["cdn.example", "ftp://cdn.example", "https://u:p@cdn.example", "https://cdn.example/?a",
+     "https://cdn.example/#a", "https://cdn.example/ a", "https://[::1", "http://x:99999/",
+     "https://cdn.example/" + "a" * 1000, "https://exämple/"],
+)  # fmt: skip
+def test_a_hub_announces_only_urls_of_plain_file_servers(bad: str) -> None:
+    with pytest.raises(BadUsage):
+        checked_urls([bad])
+    with pytest.raises(BadUsage, match="4 at most"):
+        checked_urls([f"https://cdn-{number}.example" for number in range(5)])
+    assert checked_urls(["https://a.example/x/", "https://a.example/x"]) == ("https://a.example/x",)
+
+
+async def test_a_node_without_a_relay_asks_announced_file_servers_and_one_with_a_relay_does_not(
+    tmp_path: Path,
+) -> None:
+    data, other = os.urandom(2000), os.urandom(2000)
+    path, known = (object_path(Digest.of(one).sha256) for one in (data, other))
+    (tmp_path / "cdn" / path).parent.mkdir(parents=True)
+    (tmp_path / "cdn" / path).write_bytes(packing.pack(data))
+    nginx = Nginx(tmp_path / "cdn", tmp_path / "nginx")
+    channel = encode(Channel("shops", 1, content_urls=(nginx.url,)))
+    async with region(tmp_path) as (hub, _):
+        await hub.publisher.put_objects({Digest.of(other).sha256: other})
+        for name, via in (("alone", ""), ("behind", "frankfurt")):
+            folder = tmp_path / name
+            node = await join_node(folder, name, await hub.token(region="eu", via=via))
+            await node.client.close()
+            (folder / name).rename(folder / "identity")
+            (folder / "trust").mkdir()
+            (folder / "trust/channel.json").write_bytes(channel)
+            async with InProcessWorker(folder)._source() as source:
+                assert await whole(source, known) == other
+                if via:
+                    with pytest.raises(NotFound):
+                        await whole(source, path)
+                else:
+                    assert await whole(source, path) == data
     nginx.close()
 
 

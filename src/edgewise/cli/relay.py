@@ -92,6 +92,10 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
             "Repeatable."
         ),
     ] = None,
+    announced: Annotated[
+        bool,
+        typer.Option(help="Also ask the file servers that the hub announces (docs/cdn.md)."),
+    ] = True,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,6 +121,7 @@ def run(  # noqa: PLR0913 - one parameter is one option of the command line
     given = ["--state", str(writable(state)), "--cache", cache, "--hold", str(hold)]
     given += ["--node-life", node_life, "--reserve", reserve, "--rate", rate]
     given += ["--listen", listen] if listen else []
+    given += [] if announced else ["--no-announced"]
     for option, values in (("--hub", hub), ("--content-url", content_url), ("--peer", peer)):
         for one in values or ():
             given += [option, one]

@@ -72,6 +72,13 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     root_key: Annotated[
         str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
     ] = "",
+    content_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A plain file server or CDN with this hub's content (docs/cdn.md), announced to "
+            "relays, and nodes without one, with the next rollout step. Repeatable."
+        ),
+    ] = None,
     delta_versions: DeltaVersions = 3,
     delta_percent: DeltaPercent = 60,
 ) -> None:
@@ -79,6 +86,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
 
     from edgewise.delivery.deltas import delta_settings
     from edgewise.identity.rotation import checked_life
+    from edgewise.net.sources import checked_urls
     from edgewise.roles.hub import duration, run
     from edgewise.roles.hub_parts import HubSettings
     from edgewise.roles.passphrase import passphrase_from
@@ -103,6 +111,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         root_key=root_key,
         root_passphrase=passphrase_from(root_passphrase_file, _asked(data, root_passphrase_file)),
         deltas=delta_settings(delta_versions, delta_percent),
+        content_urls=checked_urls(content_url or ()),
     )
     _writable(data)
     uvloop.run(run(settings, lambda hub: _say(session, hub)))

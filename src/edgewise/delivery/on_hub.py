@@ -71,6 +71,8 @@ class Publisher:
         self.listing: Callable[[Channel], Awaitable[bytes]] = _no_list
         """The encoded ``DeltaList`` that goes with a channel, or nothing. Its files lie synced
         where nodes fetch before this names them."""
+        self.content_urls: tuple[str, ...] = ()
+        """Named by every channel that is published from now on."""
 
     @classmethod
     async def open(
@@ -277,10 +279,10 @@ class Publisher:
 
     async def publish_channels(self, channels: Sequence[Channel]) -> None:
         """Make channels known, all with one signature. Repeating one changes nothing, also
-        when there are more deltas by now: those go with the next sequence.
+        when there are more deltas or other URLs by now: those go with the next sequence.
 
-        ``Channel.deltas`` is filled in here. Raises Conflict for a channel that is older than
-        the published one.
+        ``Channel.deltas`` and ``content_urls`` are filled in here. Raises Conflict for a channel
+        that is older than the published one.
         """
         async with self._lock:
             changed: dict[str, bytes] = {}
@@ -297,7 +299,10 @@ class Publisher:
                 digest = Digest.of(names).sha256 if names else ""
                 if names:
                     await self._objects.put(digest, names)
-                changed[channel.fleet] = encode(msgspec.structs.replace(channel, deltas=digest))
+                filled = msgspec.structs.replace(
+                    channel, deltas=digest, content_urls=self.content_urls
+                )
+                changed[channel.fleet] = encode(filled)
             if not changed:
                 return
             targets = dict(self._tuf.targets("channels"))
@@ -523,4 +528,5 @@ class Publisher:
 
 def _same(one: Channel, other: Channel) -> bool:
     """Whether two channels say the same, apart from what the publisher fills in."""
-    return msgspec.structs.replace(one, deltas="") == msgspec.structs.replace(other, deltas="")
+    left = {"deltas": "", "content_urls": ()}
+    return msgspec.structs.replace(one, **left) == msgspec.structs.replace(other, **left)

@@ -177,6 +177,9 @@ class Trust(Protocol):
     async def permission(self, release: str, source: Source) -> int:
         """The length of a release that a builder signed. Raises Untrusted when none did."""
 
+    def content_urls(self) -> tuple[str, ...]:
+        """File servers that the newest verified channel names."""
+
     def deltas(self) -> str:
         """Digest of the ``DeltaList`` that the newest verified channel names; empty: none."""
 

@@ -18,6 +18,8 @@ LONGEST_REST: Final = timedelta(minutes=2)
 LIES: Final = timedelta(minutes=15)
 """After bytes that did not verify: a CDN that mixes old and new files, or worse. Long enough
 not to pay for every file twice, short enough that a mended cache is used again."""
+LAST: Final = 1 << 30
+"""The rank of the source that has everything."""
 REMEMBERED: Final = 256
 """Newest paths of which it is known who gave them."""
 
@@ -27,6 +29,8 @@ class Standing:
     """How it went with one source."""
 
     name: str
+    rank: int = 0
+    """Smaller is asked sooner."""
     failures: int = 0
     """In a row."""
     rests_until: float = float("-inf")
@@ -43,15 +47,22 @@ class Choice:
     """The sources, in order of preference."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.standings = tuple(Standing(name) for name in names)
+        self.standings = [Standing(name, rank) for rank, name in enumerate(names)]
+        if self.standings:
+            self.standings[-1].rank = LAST
         self._gave: dict[str, set[int]] = {}
+
+    def add(self, name: str) -> None:
+        """One more source, preferred to the last one of the beginning only."""
+        self.standings.append(Standing(name, len(self.standings)))
 
     def order(self, now: float) -> list[int]:
         """Indexes of the sources, in the order in which they are to be asked."""
 
         def rank(index: int) -> tuple[bool, float, int]:
-            rest = self.standings[index].rests_until
-            return (True, rest, index) if rest > now else (False, 0.0, index)
+            standing = self.standings[index]
+            rest = standing.rests_until if standing.rests_until > now else 0.0
+            return (rest > 0.0, rest, standing.rank)
 
         return sorted(range(len(self.standings)), key=rank)
 

@@ -140,6 +140,8 @@ class Client:
     connections: int = CONNECTIONS
     strangers: int = field(default=0, init=False)
     """How often a server's certificate was not believed."""
+    peer: SpiffeId | None = field(default=None, init=False)
+    """Who answered the newest connection; None before the first, and where nobody has to."""
     _free: asyncio.Semaphore = field(init=False)
     _idle: list[_Line] = field(default_factory=list, init=False)
     _open: set[_Line] = field(default_factory=set, init=False)
@@ -404,6 +406,7 @@ class Client:
                     f"{url} proved to be {found or 'nobody we know'}, not whom we want",
                     hint="check the URL; a node must talk to its own region's relay or the hub",
                 )
+            self.peer = found
         if self.endpoint.uri:
             proven = peer_uri(writer.get_extra_info("ssl_object"))
             if proven != self.endpoint.uri:

@@ -8,7 +8,7 @@ library and msgspec only: a node's worker uses it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +22,7 @@ from edgewise.delivery.sources import REMEMBERED, Choice
 from edgewise.model.errors import BadUsage, EdgewiseError, Forbidden, NotFound, TryLater, Untrusted
 from edgewise.net.client import NO_HEADERS, Client, Endpoint
 from edgewise.net.tls import public_context
+from edgewise.protocol import limits
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.log import Log
 
@@ -30,6 +31,8 @@ ONLY_CACHED: Final = {"cache-control": "only-if-cached"}
 """RFC 9111, section 5.2.1.7: answer from the store, or with 504."""
 URLS: Final = 16 << 10
 """Characters of a file with URLs."""
+EVER: Final = 64
+"""Announced URLs that one process remembers: they change by hand."""
 PLAIN_CONNECTIONS: Final = 8
 """To a plain file server: many small files are bound by round trips."""
 
@@ -73,6 +76,13 @@ class Origin:
                     await clock.sleep(timedelta(seconds=wait))
 
 
+Announced = Callable[[], tuple[str, ...]]
+
+
+def _nobody() -> tuple[str, ...]:
+    return ()
+
+
 @dataclass
 class Sources:
     """Several origins as one (``delivery.ports.Upstream``), the last of which has everything."""
@@ -80,12 +90,25 @@ class Sources:
     origins: tuple[Origin, ...]
     clock: Clock
     log: Log | None = None
+    announced: Announced = _nobody
+    """URLs of file servers that the hub's signed word names at the moment: asked after those we
+    were told of here, before the last origin. Its first ``limits.CONTENT_URLS`` count."""
+    brake: Brake | None = None
+    """For what comes from announced ones."""
     choice: Choice = field(init=False)
+    _taken: dict[str, int] = field(init=False, default_factory=dict)
+    """Announced URLs, present and past, to indexes of ``origins``; ``EVER`` at most."""
+    _withdrawn: frozenset[int] = field(init=False, default=frozenset())
+    _last: tuple[str, ...] = field(init=False, default=())
+    """What was announced when we looked last."""
+    _home: int = field(init=False)
+    """Index of the origin that has everything."""
     _whole: OrderedDict[str, None] = field(init=False, default_factory=OrderedDict)
     """Newest paths that were read from start to end."""
 
     def __post_init__(self) -> None:
         self.choice = Choice(origin.name for origin in self.origins)
+        self._home = len(self.origins) - 1
 
     @asynccontextmanager
     async def open(
@@ -93,10 +116,11 @@ class Sources:
     ) -> AsyncIterator[Opened]:
         """See ``Upstream.open``: of the first origin that answers."""
         said: list[EdgewiseError] = []
+        self._take_announced()
         async with AsyncExitStack() as held:
             for index in self.choice.order(self.clock.monotonic()):
                 origin = self.origins[index]
-                if not origin.wants(path):
+                if index in self._withdrawn or not origin.wants(path):
                     continue
                 try:
                     opening = origin.open(path, (start, end), at_most)
@@ -138,6 +162,27 @@ class Sources:
         for origin in self.origins:
             await origin.client.close()
 
+    def _take_announced(self) -> None:
+        urls = self.announced()[: limits.CONTENT_URLS]
+        if urls == self._last:
+            return
+        self._last = urls
+        for url in urls:
+            if url in self._taken or len(self._taken) >= EVER:
+                continue
+            try:
+                origin = plain_origin(url, self.clock, self.brake)
+            except BadUsage as error:  # the hub checks them: it is of another version
+                if self.log is not None:
+                    self.log.event("an announced URL is not used", "warning", because=str(error))
+                continue
+            self._taken[url] = len(self.origins)
+            self.origins = (*self.origins, origin)
+            self.choice.add(origin.name)
+        self._withdrawn = frozenset(index for url, index in self._taken.items() if url not in urls)
+        if self.log is not None:
+            self.log.event("file servers are announced", urls=list(urls))
+
     async def _counted(
         self, index: int, path: str, pieces: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
@@ -153,7 +198,7 @@ class Sources:
     def _failed(self, index: int, path: str, error: EdgewiseError) -> None:
         now = self.clock.monotonic()
         standing = self.choice.standings[index]
-        last = index == len(self.origins) - 1
+        last = index == self._home
         match error:
             case NotHere() | NotFound():
                 return  # it is well, it only does not have this
@@ -193,22 +238,44 @@ def urls_in(file: Path) -> tuple[str, ...]:
 
 
 def plain_origin(url: str, clock: Clock, brake: Brake | None = None) -> Origin:
-    """A plain file server or CDN, whose ``url`` stands for the content root. It shows no
-    certificate of ours and gets none. Raises BadUsage."""
+    """A plain file server or CDN, whose ``url`` stands for the content root. We show it no
+    certificate and send it no name or password. Raises BadUsage."""
+    origin, root = plain_url(url)
+    tls = public_context() if origin.startswith("https:") else None
+    client = Client(Endpoint((origin,), tls), clock, PLAIN_CONNECTIONS)
+    name = origin.partition("://")[2]
+    return Origin(name, client, root, immutable, brake=brake, plain=True)
+
+
+def checked_urls(urls: Iterable[str]) -> tuple[str, ...]:
+    """What a hub may announce. Raises BadUsage for what is no URL, or too many."""
+    found = tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+    for url in found:
+        plain_url(url)
+    if len(found) > limits.CONTENT_URLS:
+        raise BadUsage(
+            f"{len(found)} content URLs; a hub announces {limits.CONTENT_URLS} at most",
+            hint="name one CDN: it has many servers itself",
+        )
+    return found
+
+
+def plain_url(url: str) -> tuple[str, str]:
+    """``https://host:port`` and the path of the content root there. Raises BadUsage for what is
+    no URL of a plain file server."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
     except ValueError as error:
-        raise BadUsage(f"{url!r} is no URL") from error
+        raise BadUsage(f"{url[:200]!r} is no URL") from error
+    if len(url) > limits.CONTENT_URL or not url.isascii() or not url.isprintable() or " " in url:
+        raise BadUsage(f"{url[:200]!r} is no URL that can be used")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise BadUsage(f"{url!r} is not like https://cdn.example/edgewise", hint="no query")
     if parts.username or parts.password:
         raise BadUsage(f"{url!r} holds a password", hint="everything there is public or sealed")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    tls = public_context() if parts.scheme == "https" else None
-    client = Client(Endpoint((f"{parts.scheme}://{host}{port}",), tls), clock, PLAIN_CONNECTIONS)
-    root = parts.path.rstrip("/") + "/"
-    return Origin(f"{host}{port}", client, root, immutable, brake=brake, plain=True)
+    return f"{parts.scheme}://{host}{port}", parts.path.rstrip("/") + "/"
 
 
 def immutable(path: str) -> bool:

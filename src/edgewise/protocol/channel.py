@@ -79,6 +79,9 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deltas: str = ""
     """Digest of the ``DeltaList`` (protocol.delta) for the trees of stable and candidate;
     empty when there is none. The publisher fills it in."""
+    content_urls: tuple[str, ...] = ()
+    """Plain file servers with the hub's content, at most ``limits.CONTENT_URLS``, asked before
+    the hub by whoever would ask the hub itself. The publisher fills it in."""
     schema: Literal[1] = 1
 
     def target(self, index: int, running: str) -> str:

@@ -8,6 +8,10 @@ TUF_METADATA: Final = 8 << 20
 """One TUF role file; 10,000 targets in one role are about 2 MiB."""
 CHANNEL: Final = 1 << 20
 """A channel document: its bitmaps are 125 KB for 500,000 nodes."""
+CONTENT_URLS: Final = 4
+"""File servers that a channel names: more are more connections, not more bytes."""
+CONTENT_URL: Final = 1000
+"""Characters of one."""
 RECORD: Final = 64 << 10
 """One node record with 64 labels and 200 sealed secrets."""
 RELEASE: Final = 16 << 20

@@ -26,6 +26,7 @@ from edgewise.net.api.attesting import Attestor
 from edgewise.net.api.journal import Journal, JournaledLog
 from edgewise.net.register import PeopleRegister
 from edgewise.net.server import Server, tune_memory
+from edgewise.net.sources import checked_urls
 from edgewise.net.waiters import Waiters
 from edgewise.roles.fleet_source import FleetSource
 from edgewise.roles.hub_parts import HubSettings, Upkeep, assemble
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root-passphrase-file", type=Path)
     parser.add_argument("--root-key", default="")
     parser.add_argument("--delta-versions", type=int, default=DEFAULT.versions)
+    parser.add_argument("--content-url", action="append", default=[])
     parser.add_argument("--delta-percent", type=int, default=DEFAULT.percent)
     given = parser.parse_args(arguments)
     try:
@@ -208,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
             root_key=given.root_key,
             root_passphrase=passphrase_from(given.root_passphrase_file),
             deltas=delta_settings(given.delta_versions, given.delta_percent),
+            content_urls=checked_urls(given.content_url),
         )
         uvloop.run(run(settings))
     except EdgewiseError as error:

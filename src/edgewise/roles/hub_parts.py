@@ -124,6 +124,8 @@ class HubSettings:
     root_passphrase: Passphrase = no_passphrase
     """Opens the root's key where it is sealed, and seals new ones."""
     deltas: DeltaSettings = DEFAULT
+    content_urls: tuple[str, ...] = ()
+    """Plain file servers that every channel names from now on; ``checked_urls`` made them."""
 
 
 @dataclass(slots=True)
@@ -480,6 +482,7 @@ async def _open_stores(
         clock=clock,
         mode=settings.trust,
     )
+    publisher.content_urls = settings.content_urls
     await publisher.add_builders([load_public(file) for file in settings.builder_keys])
     store = SqliteHub(database)
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,6 +49,7 @@ from edgewise.net.sources import ROOT, Origin, Sources, on_shelf, plain_origin
 from edgewise.net.tls import client_context, reload, server_context
 from edgewise.net.waiters import Waiters
 from edgewise.protocol.bundles import TrustBundles
+from edgewise.protocol.channel import Channel
 from edgewise.protocol.codec import decode, encode
 from edgewise.protocol.join import Token
 from edgewise.protocol.sync import RelayNews
@@ -104,6 +105,8 @@ class RelaySettings:
     """How long a node's poll is held."""
     node_life: timedelta = timedelta(days=45)
     """How long the certificates are good that it gives to nodes: as at the hub."""
+    announced: bool = True
+    """Whether file servers that the hub's channels name are asked, too."""
 
 
 @dataclass(slots=True)
@@ -223,6 +226,8 @@ def _assemble(
         log,
         pace=Pace(hold=settings.hold),
     )
+    if settings.announced:
+        sources.announced = lambda: announced_by(relaying.known.channels.values())
     authority = _authority(identity, card, clock, settings.node_life)
     enroller = RegionalEnroller(
         authority.organisation,
@@ -284,7 +289,12 @@ def _sources(settings: RelaySettings, card: Card, hub: Client, clock: Clock, log
     origins += [plain_origin(url, clock, brake) for url in settings.content_urls]
     content = Client(hub.endpoint, clock, CONTENT_CONNECTIONS)
     origins.append(Origin("hub", content, brake=brake))
-    return Sources(tuple(origins), clock, log)
+    return Sources(tuple(origins), clock, log, brake=brake)
+
+
+def announced_by(channels: Iterable[Channel]) -> tuple[str, ...]:
+    """File servers that any of them names, in their order."""
+    return tuple(dict.fromkeys(url for channel in channels for url in channel.content_urls))
 
 
 def _trust(parts: _Parts, bundles: TrustBundles, clock: Clock, log: Log) -> None:
@@ -486,6 +496,9 @@ def arguments() -> argparse.ArgumentParser:
         help="a plain file server or CDN with the hub's content, asked before the hub",
     )
     parser.add_argument(
+        "--no-announced", action="store_true", help="ask no file servers that the hub names"
+    )
+    parser.add_argument(
         "--peer",
         action="append",
         default=[],
@@ -530,6 +543,7 @@ def main(given: list[str] | None = None) -> int:
             timedelta(seconds=chosen.hold),
             _life(chosen.node_life),
         )
+        settings = replace(settings, announced=not chosen.no_announced)
         token = hidden(chosen.join)
         if token and not MachineIdentity(settings.state / "identity").credentials.exist:
             card = uvloop.run(join_hub(settings, token, chosen.name, tuple(chosen.url)))

@@ -128,9 +128,23 @@ class InProcessWorker:
         return Client(Endpoint(card.urls, tls, card.expects), self.clock, 8)
 
     def _sources(self) -> Sources:
-        """Plain file servers, where the node was told of any, then its relay or hub."""
+        """Plain file servers, where the node was told of any, then its relay or hub.
+
+        Those that the channel names are for whoever talks to the hub itself: a site with a relay
+        has it so that each byte crosses the line once.
+        """
         plain = [plain_origin(url, self.clock) for url in urls_in(self.state / CONTENT_URLS)]
-        return Sources((*plain, Origin("relay", self._client())), self.clock)
+        client, hub = self._client(), self.identity.card().hub_id
+        known: list[tuple[str, ...]] = []
+
+        def announced() -> tuple[str, ...]:
+            if client.peer is None or str(client.peer) != hub:
+                return ()
+            if not known:
+                known.append(self._trust().content_urls())
+            return known[0]
+
+        return Sources((*plain, Origin("relay", client)), self.clock, announced=announced)
 
     @asynccontextmanager
     async def _source(self) -> AsyncIterator[Source]:

@@ -176,6 +176,24 @@ async def test_a_crash_between_any_two_files_leaves_a_valid_repository(
     assert seen == {0, 1}
 
 
+async def test_file_servers_are_announced_with_the_next_sequence(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    publisher = await Publisher.open(
+        FileMetadata(tmp_path / "tuf"), FileKeys(tmp_path / "keys"), FileObjects(tmp_path),
+        clock=clock,
+    )  # fmt: skip
+    await publisher.publish_channels([Channel("lab", 1)])
+    publisher.content_urls = ("https://cdn.example/edgewise",)
+    await publisher.publish_channels([Channel("lab", 1)])
+    assert publisher.channel("lab") == Channel("lab", 1)
+    await publisher.publish_channels([Channel("lab", 2)])
+    assert publisher.channel("lab") == Channel("lab", 2, content_urls=publisher.content_urls)
+    publisher.content_urls = ()
+    await publisher.publish_channels([Channel("lab", 3)])
+    assert publisher.channel("lab") == Channel("lab", 3)
+
+
 async def test_the_real_repository_survives_a_restart(clock: ManualClock, tmp_path: Path) -> None:
     async def start() -> Publisher:
         return await Publisher.open(

@@ -118,6 +118,15 @@ def test_a_source_that_fails_is_asked_last_for_longer_each_time() -> None:
     assert choice.standings[0].failures == 0
 
 
+def test_a_source_that_is_announced_later_is_asked_before_the_hub() -> None:
+    choice = Choice(["peer", "hub"])
+    choice.add("cdn")
+    choice.add("another")
+    assert choice.order(0.0) == [0, 2, 3, 1]
+    choice.failed(2, "no answer", 0.0)
+    assert choice.order(1.0) == [0, 3, 1, 2]
+
+
 def test_whoever_gave_bytes_that_did_not_verify_rests_and_nobody_else() -> None:
     choice = Choice(["peer", "cdn", "hub"])
     choice.gave(0, "objects/x", 1)

@@ -254,11 +254,20 @@ class NodeTrust:
 
     def deltas(self) -> str:
         """See ``Trust.deltas``. The list only helps, so a damaged file is as good as none."""
+        channel = self._kept_channel()
+        return channel.deltas if channel is not None else ""
+
+    def content_urls(self) -> tuple[str, ...]:
+        """See ``Trust.content_urls``. They only help, too."""
+        channel = self._kept_channel()
+        return channel.content_urls if channel is not None else ()
+
+    def _kept_channel(self) -> Channel | None:
         try:
             data = (self._directory / "channel.json").read_bytes()
-            return decode(data, Channel, what="the channel", at_most=limits.CHANNEL).deltas
+            return decode(data, Channel, what="the channel", at_most=limits.CHANNEL)
         except (OSError, Untrusted):
-            return ""
+            return None
 
     async def bundles(self, signed: Signed, source: Source) -> TrustBundles:
         """See ``Trust.bundles``."""
