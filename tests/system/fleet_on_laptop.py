@@ -100,9 +100,9 @@ class Fleet:
             token=token,
         )
 
-    async def start(self) -> None:
-        """Everything, and both nodes online."""
-        await self.start_hub()
+    async def start(self, *hub: str) -> None:
+        """Everything, and both nodes online; with further arguments for the hub."""
+        await self.start_hub(*hub)
         await self.start_relay(await self.token(TokenRequest("relay", {}, REGION)))
         await self.add_node("node-1", "canary")
         await self.add_node("node-2", "stable")
@@ -247,12 +247,15 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet_on_laptop(directory: Path, *, node_life: str = "45d") -> AsyncIterator[Fleet]:
-    """A running fleet; at the end its processes, apps included, are gone."""
+async def fleet_on_laptop(
+    directory: Path, *hub: str, node_life: str = "45d"
+) -> AsyncIterator[Fleet]:
+    """A running fleet, its hub with further arguments; at the end its processes, apps
+    included, are gone."""
     async with laptop(directory) as processes:
         fleet = Fleet(processes, node_life)
         try:
-            await fleet.start()
+            await fleet.start(*hub)
             yield fleet
         except BaseException:
             for log in sorted((directory / "logs").glob("*.log")):

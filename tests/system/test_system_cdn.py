@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
 
 from content_place import Place, everything, get, served
 from file_servers import S3_KEYS, Bucket, Nginx, documented
+from fleet_on_laptop import fleet_on_laptop
 
 from edgewise.backends.files.mirroring import MirrorTerms, mirror
 from edgewise.backends.s3.bucket import BucketTarget
@@ -178,6 +181,31 @@ async def test_a_store_that_forbids_or_encodes_files_is_helped_out(place: Place)
     assert store.lies == 1
     await everything(place, cache)
     await sources.close()
+
+
+async def test_a_fleet_updates_from_an_object_store_that_its_hub_announces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    store = Bucket(tmp_path / "bucket")
+    try:
+        async with fleet_on_laptop(tmp_path / "fleet", "--content-url", store.url) as fleet:
+            sync = ("content", "sync", TARGET, "--data", str(fleet.data))
+            sync = (*sync, "--endpoint", store.endpoint)
+            for version in ("1.0.0", "1.1.0"):
+                await fleet.publish(version, beside={"lib/data": os.urandom(300_000)})
+                await fleet.edgewise(*sync)
+                assert (await fleet.ended(await fleet.commit(version))).state == "Succeeded"
+            said = (tmp_path / "bucket" / "said").read_text()
+            got = Counter(re.findall(r'GET /bucket/edgewise/(objects\S+) HTTP/1.1" 20[06]', said))
+            large = max(
+                (fleet.data / "content").glob("objects/*/*.zst"), key=lambda o: o.stat().st_size
+            )
+            path = str(large.relative_to(fleet.data / "content"))
+            assert got[path] == 1, "two nodes, one relay: once"
+    finally:
+        store.close()
 
 
 async def test_a_sync_says_what_an_object_store_objects_to(
