@@ -102,8 +102,6 @@ class Terms:
     metered_policy: Metered = "Allow"
     """Where the release says nothing."""
     clock: Clock = field(default_factory=SystemClock)
-    held: Callable[[str], bool] | None = None
-    """Whether the relay holds a file of this digest; None: not known."""
     explain: Callable[[Mapping[str, int]], None] = lambda fields: None
     """Called with the plan's figures before the contents travel."""
 
@@ -417,7 +415,7 @@ class Contents:
             for tree, entries in trees.items()
         }
         self._sizes |= sizes
-        about = Situation(here, self._downloads.sizes, held=self._terms.held)
+        about = Situation(here, self._downloads.sizes)
         while True:
             offers = self._shelf.offers(usable, by.has)
             choice = choose(sizes, offers, about, self._terms.prices)

@@ -39,9 +39,6 @@ class Prices:
     """Round trip times goodput: 50 ms at 5 Mbit/s. Also the gap that is read through."""
     whole: float = 0.45
     """Packed bytes of a whole object for each unpacked one, as long as they are not known."""
-    absent: float = 0.0
-    """What a byte costs more when the relay does not hold the file yet: 1.0 where its link
-    to the hub is as dear as ours to it."""
 
 
 class OfferedPart(NamedTuple):
@@ -128,8 +125,6 @@ class Situation:
     """Packed sizes of whole objects, as far as known."""
     refused: frozenset[str] = frozenset()
     """Deltas that were wrong in this fetch."""
-    held: Callable[[str], bool] | None = None
-    """Whether the relay holds a file (of a delta or an object); None: not known."""
 
 
 class _Unit(NamedTuple):
@@ -176,10 +171,6 @@ class _Choosing:
         self._covered: dict[str, int] = {}
         self._helps: dict[int, tuple[_Unit, ...]] = {}
 
-    def _weight(self, file: str) -> float:
-        held = self._about.held
-        return 1.0 + (self._prices.absent if held is not None and not held(file) else 0.0)
-
     def _whole_bytes(self, sha256: str, size: int) -> int:
         known = self._about.packed.get(sha256)
         if known is not None:
@@ -187,7 +178,7 @@ class _Choosing:
         return int(size * self._ratios.get(sha256, self._prices.whole)) + 16
 
     def _whole_price(self, sha256: str, size: int) -> float:
-        return self._prices.request + self._whole_bytes(sha256, size) * self._weight(sha256)
+        return self._prices.request + self._whole_bytes(sha256, size)
 
     # Units
 
@@ -227,8 +218,7 @@ class _Choosing:
                 new[unit.offer].update(unit.parts)
         for index, parts in new.items():
             offer, taken = self._offers[index], self._parts[index]
-            weight = self._weight(offer.file)
-            total += weight * sum(offer.parts[part].length for part in parts)
+            total += sum(offer.parts[part].length for part in parts)
             for part in parts - taken:
                 if part - 1 in parts or part - 1 in taken:
                     continue
@@ -333,7 +323,7 @@ class _Choosing:
 
     def _bytes(self, unit: _Unit) -> float:
         offer = self._offers[unit.offer]
-        return self._weight(offer.file) * sum(offer.parts[part].length for part in unit.parts)
+        return sum(offer.parts[part].length for part in unit.parts)
 
     # The result
 
@@ -342,7 +332,7 @@ class _Choosing:
         whole = tuple(sorted(s for s in self._whole if s not in self._covered))
         all_whole = sum(self._whole.values())
         spent = sum(self._whole[s] for s in whole) + sum(
-            self._prices.request + (r.end - r.start) * self._weight(r.file) for r in ranges
+            self._prices.request + (r.end - r.start) for r in ranges
         )
         if ranges and spent > all_whole:  # joined ranges cost more than they were thought to
             self._taken, self._covered, ranges = set(), {}, []

@@ -52,14 +52,13 @@ def world_of(seed: int) -> World:
     offers = chance.sample(offers, chance.randint(0, 4))
     here = set(OLD) if chance.random() < 0.7 else set(chance.sample(OLD, 5))
     here |= set(chance.sample(range(36), chance.randint(0, 12)))
-    held = chance.choice([None, frozenset(), frozenset({"direct", "pack"})])
     wanted = chance.sample(NEW, chance.randint(0, 20))
     have = frozenset(map(name, here))
     return (
         {name(n): chance.choice([1, 900, 200_000]) for n in wanted if n not in here},
         offers,
-        Situation(have.__contains__, held=held.__contains__ if held is not None else None),
-        replace(BOLD, absent=chance.choice([0.0, 1.0])),
+        Situation(have.__contains__),
+        BOLD,
     )
 
 
@@ -118,15 +117,12 @@ def test_it_never_costs_more_than_everything_whole(world: World) -> None:
     wanted, offered, about, prices = world
 
     def price(choice: Choice) -> float:
-        def weight(file: str) -> float:
-            return 1 + (prices.absent if about.held and not about.held(file) else 0)
-
         total = 0.0
         for step in choice.ranges:
-            total += prices.request + (step.end - step.start) * weight(step.file)
+            total += prices.request + (step.end - step.start)
         for sha256 in choice.whole:
             packed = int(wanted[sha256] * prices.whole) + 16
-            total += prices.request + packed * weight(sha256)
+            total += prices.request + packed
         return total
 
     assert price(choose(wanted, offered, about, prices)) <= price(choose(wanted, [], about, prices))
@@ -222,16 +218,6 @@ def test_a_small_file_is_not_worth_a_large_part() -> None:
     offer = Offer("p", "", (part(100, 2_000_000, "ab"),))
     choice = choose({"a": 3000}, [offer], Situation("b".__contains__), BOLD)
     assert choice.whole == ("a",)
-
-
-def test_what_the_relay_holds_is_preferred_where_its_link_is_dear() -> None:
-    direct = Offer("d", "t", (part(100, 50_000, "a", "x"),))
-    pack = Offer("p", "", (part(100, 70_000, "a"),))
-    about = Situation("x".__contains__, held="p".__contains__)
-    wanted = {"a": 900_000}
-    assert choose(wanted, [direct, pack], about, BOLD).by == {"a": "delta"}
-    dear = replace(BOLD, absent=1.0)
-    assert choose(wanted, [direct, pack], about, dear).by == {"a": "pack"}
 
 
 def test_the_nearest_way_is_opened_first() -> None:
