@@ -13,7 +13,7 @@ list:
 	@echo "make test-oci    pull images with podman, skopeo and containerd, commits with ostree; installs them"
 	@echo "make tools       Debian packages that tests start (swtpm, ...); needs root"
 	@echo "make schemas     write schemas/, docs/openapi.json, docs/cli.md, tables of docs/fleet-repo.md"
-	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, workload, rollout_step, relay, lossy"
+	@echo "make bench-NAME  a benchmark: converge, wake, plan, agent, identity, egress, workload, rollout_step, relay, lossy, publish"
 	@echo "make bench-delta delta updates against OSTree and casync; FROM=dir TO=dir: of any two trees"
 
 $(VENV)/installed: pyproject.toml constraints.txt

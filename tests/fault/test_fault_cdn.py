@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pyrage
@@ -22,7 +24,7 @@ from edgewise.backends.files.mirroring import FolderTarget, MirrorTerms, mirror
 from edgewise.backends.files.objects import FileObjects
 from edgewise.delivery import packing
 from edgewise.delivery.ports import Source
-from edgewise.model.errors import BadUsage, EdgewiseError, NotFound
+from edgewise.model.errors import BadUsage, EdgewiseError, NeedsPerson, NotFound
 from edgewise.model.names import Digest
 from edgewise.net.client import HttpSource
 from edgewise.net.sources import checked_urls
@@ -211,15 +213,40 @@ def test_a_mirror_that_is_cut_off_anywhere_is_a_complete_older_state(
     steps = []
     real = mirroring.FolderTarget._copy
 
-    def noted(self: FolderTarget, copy: mirroring.Copy) -> bool:
-        steps.append((copy.path, (target / "tuf/timestamp.json").read_bytes()))
-        return real(self, copy)
+    def noted(self: FolderTarget, copy: mirroring.Copy, waiting: Any) -> None:
+        missing = [p for p in ("objects/ab/2.zst",) if not (target / p).exists()]
+        steps.append((copy.path, missing, (target / "tuf/timestamp.json").read_bytes()))
+        real(self, copy, waiting)
 
     monkeypatch.setattr(mirroring.FolderTarget, "_copy", noted)
     mirror(content, FolderTarget(target))
-    assert steps == [("objects/ab/2.zst", b"first"), ("tuf/2.snapshot.json", b"first")]
+    assert steps == [
+        ("objects/ab/2.zst", ["objects/ab/2.zst"], b"first"),
+        ("tuf/2.snapshot.json", [], b"first"),
+    ]
     assert (target / "tuf/timestamp.json").read_bytes() == b"second"
     assert mirror(content, FolderTarget(target)).copied == 0
+
+
+def test_a_mirror_that_fails_in_a_batch_leaves_no_half_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, target = tmp_path / "content", tmp_path / "target"
+    for folder in ("objects/ab", "tuf"):
+        (content / folder).mkdir(parents=True)
+    for number in range(10):
+        (content / f"objects/ab/{number}.zst").write_bytes(b"%d" % number)
+    (content / "tuf/timestamp.json").write_bytes(b"first")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mirroring, "sync_filesystem", full)
+        with pytest.raises(NeedsPerson, match="full"):
+            mirror(content, FolderTarget(target))
+    assert [path for path in target.rglob("*") if path.is_file()] == []
+    assert mirror(content, FolderTarget(target)).copied == 10
 
 
 def test_a_mirror_replaces_metadata_of_a_publication_that_never_ended(tmp_path: Path) -> None:

@@ -25,6 +25,16 @@ DeltaVersions = Annotated[
 DeltaPercent = Annotated[
     int, typer.Option(help="Publish a delta of at most this part of what it saves fetching.")
 ]
+RootKey = Annotated[
+    str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
+]
+ContentUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A plain file server or CDN with this hub's content (docs/cdn.md), announced to "
+        "relays, and nodes without one, with the next rollout step. Repeatable."
+    ),
+]
 
 
 def verb(  # noqa: PLR0913 - one parameter is one option of the command line
@@ -69,16 +79,8 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         Path | None,
         typer.Option(help="File with the passphrase of the root's key (`edgewise ca seal`)."),
     ] = None,
-    root_key: Annotated[
-        str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
-    ] = "",
-    content_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A plain file server or CDN with this hub's content (docs/cdn.md), announced to "
-            "relays, and nodes without one, with the next rollout step. Repeatable."
-        ),
-    ] = None,
+    root_key: RootKey = "",
+    content_url: ContentUrl = None,
     delta_versions: DeltaVersions = 3,
     delta_percent: DeltaPercent = 60,
 ) -> None:

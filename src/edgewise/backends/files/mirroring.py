@@ -16,10 +16,13 @@ from typing import Final, NamedTuple, Protocol
 import zstandard
 
 from edgewise.model.errors import NotFound
-from edgewise.runtime.durable import disk_error, sync_directory, write_durably
+from edgewise.runtime.durable import disk_error, sync_filesystem, write_durably
 
 PAYLOAD: Final = ("objects", "deltas")
 TIMESTAMP: Final = "tuf/timestamp.json"
+BATCH_FILES: Final = 500
+BATCH_BYTES: Final = 64 << 20
+"""What is copied to a directory before its names are set: so much is copied again after a stop."""
 SEALED: Final = b"age-encryption.org/"
 """How a sealed secret begins (the age format, version line)."""
 
@@ -203,13 +206,16 @@ class FolderTarget:
             return False
 
     def bring(self, copies: Iterable[Copy]) -> Iterator[Copy]:
-        """See ``MirrorTarget``."""
+        """See ``MirrorTarget``. The disk is waited for twice a batch, not twice a file."""
+        batch: list[Copy] = []
+        weight = 0
         for copy in copies:
-            try:
-                if self._copy(copy):
-                    yield copy
-            except OSError as error:
-                raise disk_error(error, self._folder) from error
+            batch.append(copy)
+            weight += copy.size
+            if weight >= BATCH_BYTES or len(batch) >= BATCH_FILES:
+                yield from self._bring(batch)
+                batch, weight = [], 0
+        yield from self._bring(batch)
 
     def replace(self, path: str, data: bytes) -> None:
         """See ``MirrorTarget``."""
@@ -224,22 +230,37 @@ class FolderTarget:
         for path in paths:
             (self._folder / path).unlink(missing_ok=True)
 
-    def _copy(self, copy: Copy) -> bool:
+    def _bring(self, batch: Iterable[Copy]) -> Iterator[Copy]:
+        waiting: dict[Path, Copy] = {}
+        try:
+            try:
+                for copy in batch:
+                    self._copy(copy, waiting)
+                if waiting:
+                    sync_filesystem(self._folder)
+                for file, copy in waiting.items():
+                    os.rename(file, self._folder / copy.path)
+                if waiting:
+                    sync_filesystem(self._folder)
+            except OSError as error:
+                raise disk_error(error, self._folder) from error
+        finally:
+            for file in waiting:  # there only where something went wrong
+                file.unlink(missing_ok=True)
+        yield from waiting.values()
+
+    def _copy(self, copy: Copy, waiting: dict[Path, Copy]) -> None:
         final = self._folder / copy.path
         final.parent.mkdir(parents=True, exist_ok=True)
-        waiting = final.with_name(f".{final.name}.new")
         try:
             reader = copy.source.open("rb")
         except FileNotFoundError:
-            return False
-        with reader, waiting.open("wb") as writer:
+            return
+        new = final.with_name(f".{final.name}.new")
+        waiting[new] = copy
+        with reader, new.open("wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        os.chmod(waiting, 0o644)
-        os.rename(waiting, final)
-        sync_directory(final.parent)
-        return True
+        os.chmod(new, 0o644)
 
 
 def _meets_its_port(target: FolderTarget) -> MirrorTarget:
