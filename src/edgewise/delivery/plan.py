@@ -86,7 +86,10 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
     others = disk = 0
     for entry in entries:
         if entry.kind == "file":
-            wanted.setdefault(entry.sha256, {})[entry.attributes.key] = entry
+            if (by_key := wanted.get(entry.sha256)) is None:
+                wanted[entry.sha256] = {entry.key: entry}
+            else:
+                by_key[entry.key] = entry
         else:
             others += 1
             disk += BLOCK if entry.kind == "dir" else 0
@@ -94,18 +97,21 @@ def plan_fetch(entries: Iterable[Entry], kept: Callable[[str], tuple[str, ...]])
     check: list[Kept] = []
     travel = new = 0
     sizes: list[int] = []
-    for by_key in wanted.values():
-        first = next(iter(by_key.values()))
-        if any(entry.size != first.size for entry in by_key.values()):
-            raise Untrusted(f"object {first.sha256[:12]} has two sizes in one release")
-        have = kept(first.sha256)
+    for sha256, by_key in wanted.items():
+        have = kept(sha256)
+        first, *more = by_key.values()
+        if more and any(entry.size != first.size for entry in more):
+            raise Untrusted(f"object {sha256[:12]} has two sizes in one release")
         lacking = [entry for key, entry in by_key.items() if key not in have]
+        if len(lacking) < len(by_key):
+            check += [Kept(sha256, k, e.xattrs, e.size) for k, e in by_key.items() if k in have]
+        if not lacking:
+            continue
         new += len(lacking)
-        disk += sum(_on_disk(first.size) for _ in lacking)
-        check += [Kept(e.sha256, key, e.xattrs, e.size) for key, e in by_key.items() if key in have]
+        disk += len(lacking) * _on_disk(first.size)
         if have:
-            if not any(key in have for key in by_key):
-                check.append(Kept(first.sha256, have[0], None, first.size))
+            if len(lacking) == len(by_key):
+                check.append(Kept(sha256, have[0], None, first.size))
             source = next((key for key in by_key if key in have), have[0])
             steps += [Copy(entry, source) for entry in lacking]
         else:

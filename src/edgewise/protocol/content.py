@@ -45,13 +45,18 @@ class Attributes(NamedTuple):
     @property
     def key(self) -> str:
         """Short, and fit for a file name: what a kept file is named by, besides its content."""
-        return _key_of(self)
+        return _key_of(*self)
 
 
 @lru_cache(1024)
-def _key_of(attributes: Attributes) -> str:
-    mode, uid, gid, xattrs, sparse = attributes
-    if uid is None:
+def _key_of(
+    mode: int,
+    uid: int | msgspec.UnsetType | None,
+    gid: int | msgspec.UnsetType | None,
+    xattrs: tuple[tuple[str, bytes], ...],
+    sparse: bool,
+) -> str:
+    if uid is None or uid is msgspec.UNSET or gid is msgspec.UNSET:
         return f"{mode:o}"
     words = [f"{mode:o}", str(uid), str(gid)]
     if xattrs:
@@ -94,6 +99,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         if self.uid is msgspec.UNSET or self.gid is msgspec.UNSET:
             return Attributes(self.mode)
         return Attributes(self.mode, self.uid, self.gid, self.xattrs, self.sparse)
+
+    @property
+    def key(self) -> str:
+        """``attributes.key``, which an update asks for of each file, again and again."""
+        return _key_of(self.mode, self.uid, self.gid, self.xattrs, self.sparse)
 
 
 class Top(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

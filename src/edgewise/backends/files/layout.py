@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -24,6 +24,8 @@ Place = Callable[[Entry, int, str], None]
 
 HOLE: Final = 4096
 """Bytes of the smallest hole; the block size of nearly every file system."""
+OPEN: Final = 32
+"""Directories held open: more than trees are deep, as a rule."""
 _ZEROS: Final = bytes(HOLE)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,21 +41,17 @@ def lay_out(top: Path, tree: Tree, place: Place) -> None:
     os.mkdir(top, 0o700)
     opened = os.open(top, _DIRECTORY)
     try:
-        below: dict[str, list[Entry]] = {}
-        for entry in tree.entries:
-            below.setdefault(entry.path.rpartition("/")[0], []).append(entry)
-        for folder, entries in below.items():  # sorted: a folder was made by one before it
-            with _inside(opened, folder) as fd:
-                for entry in entries:
-                    if entry.kind != "hard":
-                        _make(entry, fd, place)
-        for entry in tree.entries:
-            if entry.kind == "hard":
-                _second_name(opened, entry)
-        for entry in reversed(tree.entries):
-            if entry.kind == "dir":
-                with _inside(opened, entry.path) as fd:
-                    _finish_directory(fd, entry)
+        with _Directories(opened) as inside:
+            for entry in tree.entries:  # sorted: a folder was made before what is in it
+                if entry.kind != "hard":
+                    folder, _, name = entry.path.rpartition("/")
+                    _make(entry, inside.enter(folder), name, place)
+            for entry in tree.entries:
+                if entry.kind == "hard":
+                    _second_name(inside, entry)
+            for entry in reversed(tree.entries):
+                if entry.kind == "dir":
+                    _finish_directory(inside.enter(entry.path), entry)
         if isinstance(tree.system, Top):
             said = tree.system
             give(opened, Attributes(said.mode, said.uid, said.gid, said.xattrs))
@@ -116,22 +114,48 @@ def _blocks(chunk: bytes, at: int) -> Iterator[bytes]:
         start = end
 
 
-@contextmanager
-def _inside(top: int, path: str) -> Iterator[int]:
-    """The directory ``path`` below ``top``, entered one name at a time."""
-    fd = os.dup(top)
-    try:
-        for name in path.split("/") if path else ():
-            deeper = os.open(name, _DIRECTORY, dir_fd=fd)
+class _Directories:
+    """Directories below an open one, each entered by one name below another. Those of the last
+    entries stay open, at most ``OPEN``: their neighbours come next."""
+
+    def __init__(self, top: int) -> None:
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._top = top
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._open.values():
             os.close(fd)
+
+    def enter(self, path: str) -> int:
+        """Its descriptor, which stays open for the next ``OPEN`` - 1 calls. Raises OSError."""
+        if not path:
+            return self._top
+        fd = self._open.get(path)
+        if fd is not None:
+            self._open.move_to_end(path)
+            return fd
+        above, names = path, list[str]()
+        while above and above not in self._open:
+            above, _, name = above.rpartition("/")
+            names.append(name)
+        held = fd = self._open[above] if above else self._top
+        for name in reversed(names):
+            try:
+                deeper = os.open(name, _DIRECTORY, dir_fd=fd)
+            finally:
+                if fd != held:
+                    os.close(fd)
             fd = deeper
-        yield fd
-    finally:
-        os.close(fd)
+        self._open[path] = fd
+        if len(self._open) > OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
 
 
-def _make(entry: Entry, fd: int, place: Place) -> None:
-    name = entry.path.rpartition("/")[2]
+def _make(entry: Entry, fd: int, name: str, place: Place) -> None:
     match entry.kind:
         case "file":
             place(entry, fd, name)
@@ -139,9 +163,8 @@ def _make(entry: Entry, fd: int, place: Place) -> None:
             os.mkdir(name, 0o700, dir_fd=fd)
         case "link":
             os.symlink(entry.target, name, dir_fd=fd)
-            if entry.attributes.uid is not None:
-                uid, gid = entry.attributes.uid, entry.attributes.gid
-                os.chown(name, uid, gid or 0, dir_fd=fd, follow_symlinks=False)
+            if entry.uid is not msgspec.UNSET and entry.gid is not msgspec.UNSET:
+                os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             for key, value in entry.xattrs:
                 # There is no setxattrat(2) before Linux 6.13; this names what fd is open on.
                 os.setxattr(f"/proc/self/fd/{fd}/{name}", key, value, follow_symlinks=False)
@@ -164,11 +187,11 @@ def _make_special(entry: Entry, fd: int, name: str) -> None:
         os.close(made)
 
 
-def _second_name(top: int, entry: Entry) -> None:
+def _second_name(inside: _Directories, entry: Entry) -> None:
     folder, _, name = entry.path.rpartition("/")
     first_folder, _, first = entry.target.rpartition("/")
-    with _inside(top, first_folder) as source, _inside(top, folder) as fd:
-        os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+    source, fd = inside.enter(first_folder), inside.enter(folder)
+    os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
 
 
 def _finish_directory(fd: int, entry: Entry) -> None:

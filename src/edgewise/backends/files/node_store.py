@@ -452,7 +452,7 @@ class NodeStore:
             raise disk_error(error, self.root) from error
 
     def _link(self, entry: Entry, directory: int, name: str) -> None:
-        kept = self._object(entry.sha256, entry.attributes.key)
+        kept = self._object(entry.sha256, entry.key)
         try:
             os.link(kept, name, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
