@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from edgewise.cli.session import Session, size
+from edgewise.model.errors import NotFound
 
 if TYPE_CHECKING:
     from edgewise.cli.client import Client
@@ -118,8 +119,13 @@ def _finished(running: dict[Future[None], Batch]) -> Iterator[Batch]:
 def _send(client: Client, files: Mapping[str, Path], batch: Batch) -> None:
     from edgewise.protocol.api import ObjectsUpload
 
-    if len(batch) == 1:
-        client.put_file(f"/v1/objects/{batch[0]}", files[batch[0]])
-        return
-    contents = {one: files[one].read_bytes() for one in batch}
-    client.command("/v1/objects", ObjectsUpload(contents))
+    if len(batch) > 1:
+        contents = {one: files[one].read_bytes() for one in batch}
+        try:
+            client.command("/v1/objects", ObjectsUpload(contents))
+        except NotFound:
+            pass  # an older hub, which takes them one by one
+        else:
+            return
+    for one in batch:
+        client.put_file(f"/v1/objects/{one}", files[one])

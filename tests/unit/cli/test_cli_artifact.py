@@ -139,6 +139,21 @@ def test_small_files_travel_together_and_large_ones_alone(
     assert names.index("POST /v1/builds") > names.index("POST /v1/objects")
 
 
+def test_an_older_hub_gets_small_files_one_by_one(hub: Any, cli: Any, built: Path) -> None:
+    texts = ("twice", "#!/bin/sh\necho hello\n")
+    hub.answers["GET /v1/builds"] = Builds(b"", (), "hub")
+    hub.answers["POST /v1/objects/missing"] = MissingObjects(tuple(map(sha256, texts)))
+    hub.answers["POST /v1/builds"] = None
+    for text in texts:
+        hub.answers[f"PUT /v1/objects/{sha256(text)}"] = None
+    done = cli("artifact", "publish", "hello", "1.0", "--from", str(built))
+    assert done.code == 0, done.err
+    calls = dict(hub.calls)
+    assert [calls[f"PUT /v1/objects/{sha256(text)}"] for text in texts] == [
+        text.encode() for text in texts
+    ]
+
+
 @given(st.lists(st.integers(0, 3 * SMALL), max_size=200))
 def test_every_object_travels_once_within_what_the_hub_takes(given_sizes: list[int]) -> None:
     sizes = {str(number): size for number, size in enumerate(given_sizes)}
