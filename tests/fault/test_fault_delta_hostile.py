@@ -257,8 +257,11 @@ def patch(control: bytes, difference: bytes, insert: bytes, *, sizes: Sequence[i
 
 def good_part(kind: int) -> tuple[Part, bytes]:
     data = b"what is new here " * 40
-    if kind == delta.BSDIFF:
+    if kind in COPIES:
         control = varints([1, 2 * 10, 100, len(data) - 100])
+        if kind == delta.PREDICTED:
+            # One step (all is 1 further), and words of four bytes that hold addresses.
+            control += varints([1, 0, 2, 0, 2 << 40, 1, 0, 0, 2 * 4, 2 * 20, 2 * 4, 0, 0])
         packed = patch(control, bytes(100), data[100:])
     elif kind == delta.PREFIX:
         known = zstandard.ZstdCompressionDict(KEPT[ANY_BASE], dict_type=1)
@@ -266,11 +269,12 @@ def good_part(kind: int) -> tuple[Part, bytes]:
     else:
         filters = [{"id": lzma.FILTER_X86}] if kind == delta.SOLID_X86 else []
         packed = lzma.compress(data, format=lzma.FORMAT_RAW, filters=[*filters, *LZMA])
-    base = ANY_BASE if kind in (delta.BSDIFF, delta.PREFIX) else ""
+    base = ANY_BASE if kind in (*COPIES, delta.PREFIX) else ""
     return part_of(kind, packed, piece(len(data), base=base)), packed
 
 
-KINDS = (delta.PREFIX, delta.BSDIFF, delta.SOLID, delta.SOLID_X86)
+COPIES = (delta.BSDIFF, delta.PREDICTED)
+KINDS = (delta.PREFIX, *COPIES, delta.SOLID, delta.SOLID_X86)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,7 +312,7 @@ def test_a_part_with_flipped_bits_gives_the_right_length_or_is_untrusted(kind: i
         _right_length_or_untrusted(part_of(kind, bytes(changed), *part.pieces), bytes(changed))
 
 
-@given(st.sampled_from([*KINDS, 0, 5, 255]), st.binary(max_size=400))
+@given(st.sampled_from([*KINDS, 0, 6, 255]), st.binary(max_size=400))
 @settings(max_examples=400, deadline=None)
 def test_a_part_of_any_bytes_gives_the_right_length_or_is_untrusted(kind: int, packed: bytes):
     pieces = piece(100, base=ANY_BASE), piece(50)
@@ -318,16 +322,21 @@ def test_a_part_of_any_bytes_gives_the_right_length_or_is_untrusted(kind: int, p
 numbers = st.one_of(st.integers(0, 300), st.integers(0, (1 << 63) - 1))
 
 
-@given(st.lists(numbers, max_size=12), st.binary(max_size=60), st.binary(max_size=60))
-@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from(COPIES),
+    st.lists(numbers, max_size=24),
+    st.binary(max_size=60),
+    st.binary(max_size=60),
+)
+@settings(max_examples=800, deadline=None)
 def test_any_control_of_a_patch_gives_the_right_length_or_is_untrusted(
-    control: list[int], difference: bytes, insert: bytes
+    kind: int, control: list[int], difference: bytes, insert: bytes
 ):
     packed = patch(varints(control), difference, insert)
     total = len(difference) + len(insert)
     if total:
         pieces = piece(total, base=ANY_BASE)
-        _right_length_or_untrusted(part_of(delta.BSDIFF, packed, pieces), packed)
+        _right_length_or_untrusted(part_of(kind, packed, pieces), packed)
 
 
 def _right_length_or_untrusted(part: Part, packed: bytes) -> None:
@@ -352,8 +361,9 @@ def test_controls_that_reach_out_of_the_old_file_are_refused():
         [1 << 40],
     ):
         packed = patch(varints(control), bytes(100), b"")
-        with pytest.raises(Untrusted):
-            decoded(part_of(delta.BSDIFF, packed, base), packed)
+        for kind in COPIES:
+            with pytest.raises(Untrusted):
+                decoded(part_of(kind, packed, base), packed)
 
 
 def test_sizes_of_a_patch_that_cannot_be_are_refused():

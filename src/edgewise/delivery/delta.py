@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import zstandard
 
+from edgewise.delivery.delta_numbers import NumberReader, zigzag
 from edgewise.model.errors import Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.codec import decode as decode_document
@@ -36,6 +37,8 @@ SOLID: Final = 3
 """New contents without a base, LZMA."""
 SOLID_X86: Final = 4
 """The same after liblzma's x86 filter."""
+PREDICTED: Final = 5
+"""As BSDIFF, and references in the old bytes are put right before differences are added."""
 AROUND: Final = 1 << 20
 """Bytes of a large base before and behind a piece's own range that its prefix holds too."""
 DICTIONARY: Final = 8 << 20
@@ -112,60 +115,6 @@ class Delta:
     tree: str
     parts: tuple[Part, ...]
     """Without the manifest's."""
-
-
-class _Table:
-    """Reads numbers from unpacked table bytes; every overrun is Untrusted."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def bytes(self, count: int) -> bytes:
-        found = self._data[self._at : self._at + count]
-        if len(found) != count:
-            raise Untrusted("the delta's table ends early")
-        self._at += count
-        return found
-
-    def number(self) -> int:
-        return self.numbers(1)[0]
-
-    def numbers(self, count: int) -> list[int]:
-        """LEB128, at most 9 bytes each."""
-        data, at = self._data, self._at
-        if count > len(data) - at:
-            raise Untrusted("the delta's table ends early")
-        found: list[int] = []
-        try:
-            for _ in range(count):
-                byte = data[at]
-                at += 1
-                if byte < 128:
-                    found.append(byte)
-                    continue
-                value, shift = byte & 127, 7
-                while byte > 127:
-                    if shift > 56:
-                        raise Untrusted("a number of the delta's table is too large")
-                    byte = data[at]
-                    at += 1
-                    value |= (byte & 127) << shift
-                    shift += 7
-                found.append(value)
-        except IndexError:
-            raise Untrusted("the delta's table ends early") from None
-        self._at = at
-        return found
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise Untrusted("the delta's table goes on after its end")
-
-
-def zigzag(number: int) -> int:
-    """A signed number from its unsigned form."""
-    return (number >> 1) ^ -(number & 1)
 
 
 class _Line(NamedTuple):
@@ -273,7 +222,7 @@ def open_head(data: bytes, sha256: str) -> Head:
         raise Untrusted(f"the head of delta {sha256[:12]} is not what its name says")
     if head_length(data) != len(data):
         raise Untrusted(f"the head of delta {sha256[:12]} has another length than it says")
-    table = _Table(_unzstd(data[LEAD_IN:], b"", limits.DELTA_HEAD))
+    table = NumberReader(_unzstd(data[LEAD_IN:], b"", limits.DELTA_HEAD))
     base, tree = table.bytes(32), table.bytes(32)
     manifest_size, count = table.numbers(2)
     if count > limits.DELTA_PARTS:
@@ -371,7 +320,7 @@ def decode(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, bytes
     total = sum(piece.length for piece in part.pieces)
     if part.kind == PREFIX:
         data = _unzstd(packed, prefix_of(part.pieces, read), total)
-    elif part.kind == BSDIFF:
+    elif part.kind in (BSDIFF, PREDICTED):
         yield from _patched(part, packed, read)
         return
     elif part.kind in (SOLID, SOLID_X86):
@@ -393,23 +342,26 @@ def _check(part: Part, packed: bytes) -> None:
 
 def _patched(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, bytes]]:
     """bsdiff (Percival 2003): ``control`` says what is copied with differences and inserted."""
-    table = _Table(packed[:32] + bytes(32))
+    table = NumberReader(packed[:32] + bytes(32))
     control_size, diff_size, extra_size = table.numbers(3)
-    start = table._at
+    start = table.at
     total = sum(piece.length for piece in part.pieces)
     if diff_size + extra_size != total or control_size > limits.PART_CONTROL:
         raise Untrusted("a part of the delta has sizes that cannot be")
     data = _unlzma(packed[start:], control_size + total, x86=False)
     if len(data) != control_size + total:
         raise Untrusted("a part of the delta yields fewer bytes than it says")
-    control = _Table(data[:control_size])
+    control = NumberReader(data[:control_size])
     at, behind = control_size, control_size + diff_size
     for piece, count in zip(part.pieces, control.numbers(len(part.pieces)), strict=True):
         moves, copies, inserts = (control.numbers(count) for _ in range(3))
         copied = sum(copies)
         if copied + sum(inserts) != piece.length or at + copied > control_size + diff_size:
             raise Untrusted("a part of the delta does not add up")
-        old = _old(piece, moves, copies, read)
+        spans = _spans(moves, copies)
+        old = _old(piece, spans, read)
+        if part.kind == PREDICTED:
+            old = _predicted(old, piece, spans, inserts, control, read)
         new = add(old, data[at : at + copied])
         at += copied
         yield piece, _woven(new, copies, data, behind, inserts)
@@ -417,8 +369,8 @@ def _patched(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, byt
     control.end()
 
 
-def _old(piece: Piece, moves: list[int], copies: list[int], read: Read) -> bytes:
-    """The old bytes that the copies take, one after the other."""
+def _spans(moves: list[int], copies: list[int]) -> list[tuple[int, int]]:
+    """Start and end of each copy in the old file."""
     spans: list[tuple[int, int]] = []
     end = 0
     for move, length in zip(moves, copies, strict=True):
@@ -427,15 +379,40 @@ def _old(piece: Piece, moves: list[int], copies: list[int], read: Read) -> bytes
         if start < 0:
             raise Untrusted("a part of the delta copies from before a file's start")
         spans.append((start, end))
+    return spans
+
+
+def _old(piece: Piece, spans: list[tuple[int, int]], read: Read) -> bytes:
+    """The old bytes that the copies take, one after the other."""
     low, high = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
     if high - low <= limits.PART_BASE:
         window = read(piece.base, low, high - low) if high > low else b""
         found = b"".join([window[s - low : e - low] for s, e in spans])
     else:
         found = b"".join([read(piece.base, s, e - s) for s, e in spans if e > s])
-    if len(found) != sum(copies):
+    if len(found) != sum(e - s for s, e in spans):
         raise Untrusted("a part of the delta copies from behind a file's end")
     return found
+
+
+def _predicted(
+    old: bytes,
+    piece: Piece,
+    spans: list[tuple[int, int]],
+    inserts: list[int],
+    control: NumberReader,
+    read: Read,
+) -> bytes:
+    # Only programs that were built anew need it: a node without such an update never loads it.
+    from edgewise.delivery import references
+
+    said = references.parse(control)
+    if not said.groups:
+        return old
+    copies = references.copies(spans, inserts, piece.offset)
+    return references.predicted(
+        old, copies, said, lambda offset, length: read(piece.base, offset, length)
+    )
 
 
 def _woven(copied: bytes, copies: list[int], data: bytes, behind: int, inserts: list[int]) -> bytes:

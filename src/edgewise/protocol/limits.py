@@ -48,6 +48,12 @@ PART_BASE: Final = 8 << 20
 """Old content that one part may refer to."""
 PART_CONTROL: Final = 512 << 10
 """Numbers of a part that patches: 100,000 copies, one for each 40 bytes, are 40 MiB of a node."""
+PART_STEPS: Final = 1 << 16
+"""What moved in a program, for one piece: a part yields 64 bytes for each."""
+PART_GROUPS: Final = 256
+"""Groups of references in one piece: an ELF file has about 60 sections."""
+PART_FIELDS: Final = 1 << 20
+"""Words of all tables in one piece: as many as ``PART_OUTPUT`` has."""
 SYNC_REQUEST: Final = 256 << 10
 """A node's report: 100 apps with a reason each, and 64 receipts."""
 SYNC_REPLY: Final = 16 << 20

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.backends.files.copies import search
 from edgewise.backends.files.delta_maker import Made, MakeTerms, Side, make_delta
-from edgewise.backends.files.delta_trial import search
 from edgewise.backends.files.recompress import expanded, recompress
 from edgewise.delivery import delta
 from edgewise.delivery.delta import Piece, contents

@@ -19,19 +19,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from edgewise.backends.files import recompress
-from edgewise.backends.files.delta_trial import (
-    Copy,
-    Pair,
-    Way,
-    cut,
-    kept,
-    packed_with,
-    tried,
-)
+from edgewise.backends.files.copies import Copy, cut, kept
+from edgewise.backends.files.delta_trial import Pair, Way, packed_with, tried
+from edgewise.backends.files.program_copies import predictions
 from edgewise.delivery import delta
 from edgewise.delivery.bases import Bases
 from edgewise.delivery.delta import Expansion, Part, Piece, contents
 from edgewise.delivery.delta_table import head, unsigned, varints, written_part
+from edgewise.delivery.references import NOTHING, References, written
 from edgewise.model.errors import Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.codec import encode
@@ -115,7 +110,7 @@ class _New(NamedTuple):
     @property
     def pair(self) -> Pair:
         assert self.old is not None
-        form = "x" if self.expansion else "-"
+        form = "x" if self.expansion else "="  # of this version's search: older ones had "-"
         return Pair(self.file, self.old, f"{self.sha256}{form}{self.base}")
 
 
@@ -380,9 +375,7 @@ def _pack(job: _Job) -> tuple[int, bytes]:
     """A part's bytes, proven to give the new contents back."""
     kind, packed = job.kind, b""
     if kind == delta.BSDIFF:
-        packed = _pack_copies(job)
-        if not packed:
-            kind = delta.SOLID
+        kind, packed = _pack_copies(job)
     if not packed:
         data = b"".join(_read(one.new.file, one.offset, one.length) for one in job.slices)
         if kind == delta.PREFIX:
@@ -396,39 +389,54 @@ def _pack(job: _Job) -> tuple[int, bytes]:
     return kind, packed
 
 
-def _pack_copies(job: _Job) -> bytes:
-    """Empty where the copies are more than a part may have: such contents hardly agree."""
+def _pack_copies(job: _Job) -> tuple[int, bytes]:
+    """Kind and bytes; none where the copies are more than a part may have: such contents
+    hardly agree."""
+    said = [_said(one, job.cache) for one in job.slices]
+    kind = delta.PREDICTED if any(one.references for one in said) else delta.BSDIFF
     control: list[bytes] = []
-    differences: list[bytes] = []
-    inserts: list[bytes] = []
-    counts = []
-    for one in job.slices:
-        copies = _slice_of(one, job.cache)
-        counts.append(len(copies))
+    for one in said:
         end = 0
         moves = []
-        for copy in copies:
+        for copy in one.copies:
             moves.append(unsigned(copy.start - end))
             end = copy.start + len(copy.difference)
         control += [
             varints(moves),
-            varints(len(copy.difference) for copy in copies),
-            varints(len(copy.insert) for copy in copies),
+            varints(len(copy.difference) for copy in one.copies),
+            varints(len(copy.insert) for copy in one.copies),
         ]
-        differences += [copy.difference for copy in copies]
-        inserts += [copy.insert for copy in copies]
-    numbers = varints(counts) + b"".join(control)
+        if kind == delta.PREDICTED:
+            control.append(varints(written(one.references or NOTHING)))
+    numbers = varints(len(one.copies) for one in said) + b"".join(control)
     if len(numbers) > limits.PART_CONTROL:
-        return b""
-    plain = (numbers, b"".join(differences), b"".join(inserts))
+        return delta.SOLID, b""
+    plain = (
+        numbers,
+        b"".join(copy.difference for one in said for copy in one.copies),
+        b"".join(copy.insert for one in said for copy in one.copies),
+    )
     packed = lzma.compress(b"".join(plain), format=lzma.FORMAT_RAW, filters=_FILTERS)
-    return varints(len(one) for one in plain) + packed
+    return kind, varints(len(one) for one in plain) + packed
 
 
-def _slice_of(one: _Slice, cache: Path) -> list[Copy]:
-    runs = cut(kept(cache / one.new.pair.name), limits.PART_OUTPUT)
+class _Said(NamedTuple):
+    """What a part says of a slice."""
+
+    copies: list[Copy]
+    references: References | None
+
+
+def _said(one: _Slice, cache: Path) -> _Said:
+    """The copies of a slice; of a program, with its references put right before."""
+    pair = one.new.pair
+    runs = cut(kept(cache / pair.name), limits.PART_OUTPUT)
     number = one.offset // limits.PART_OUTPUT
-    return next(run for n, run in enumerate(runs) if n == number)
+    copies = next(run for n, run in enumerate(runs) if n == number)
+    found = predictions(pair, cache)
+    if found is None:
+        return _Said(copies, None)
+    return _Said(*found.of(copies, one.offset))
 
 
 def _reader(job: _Job) -> delta.Read:
