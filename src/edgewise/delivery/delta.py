@@ -46,6 +46,8 @@ DICTIONARY: Final = 8 << 20
 EXPANSION_DETAIL: Final = 64 << 10
 """A gzip header with a file name and comment."""
 _WINDOW: Final = 16 << 20
+_STEP: Final = 256 << 10
+"""Bytes unpacked at once."""
 _ZEROS: Final = bytes(32)
 _HEAD: Final = struct.Struct("<4sI")
 LEAD_IN: Final = _HEAD.size
@@ -289,10 +291,10 @@ def prefix_range(piece: Piece) -> tuple[int, int]:
     return start, piece.offset + piece.length + AROUND - start
 
 
-def prefix_of(pieces: Sequence[Piece], read: Read) -> bytes:
+def prefix_of(pieces: Sequence[Piece], read: Read) -> bytearray:
     """The old contents that a prefix part refers to, in the pieces' order, each range once."""
     seen: set[tuple[str, int, int]] = set()
-    found: list[bytes] = []
+    found = bytearray()  # a list to be joined would be there twice
     left = limits.PART_BASE
     for piece in pieces:
         if not piece.base:
@@ -305,8 +307,8 @@ def prefix_of(pieces: Sequence[Piece], read: Read) -> bytes:
         left -= len(data)
         if left < 0:
             raise Untrusted("a part of the delta needs more old content than it may")
-        found.append(data)
-    return b"".join(found)
+        found += data
+    return found
 
 
 def decode(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, bytes]]:
@@ -318,6 +320,7 @@ def decode(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, bytes
     """
     _check(part, packed)
     total = sum(piece.length for piece in part.pieces)
+    data: bytes | bytearray
     if part.kind == PREFIX:
         data = _unzstd(packed, prefix_of(part.pieces, read), total)
     elif part.kind in (BSDIFF, PREDICTED):
@@ -331,7 +334,7 @@ def decode(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, bytes
         raise Untrusted("a part of the delta yields fewer bytes than it says")
     at = 0
     for piece in part.pieces:
-        yield piece, data[at : at + piece.length]
+        yield piece, bytes(memoryview(data)[at : at + piece.length])
         at += piece.length
 
 
@@ -351,86 +354,96 @@ def _patched(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, byt
     data = _unlzma(packed[start:], control_size + total, x86=False)
     if len(data) != control_size + total:
         raise Untrusted("a part of the delta yields fewer bytes than it says")
-    control = NumberReader(data[:control_size])
+    control = NumberReader(bytes(memoryview(data)[:control_size]))
     at, behind = control_size, control_size + diff_size
     for piece, count in zip(part.pieces, control.numbers(len(part.pieces)), strict=True):
         moves, copies, inserts = (control.numbers(count) for _ in range(3))
         copied = sum(copies)
         if copied + sum(inserts) != piece.length or at + copied > control_size + diff_size:
             raise Untrusted("a part of the delta does not add up")
-        spans = _spans(moves, copies)
-        old = _old(piece, spans, read)
+        old = _old(piece, moves, copies, read)
         if part.kind == PREDICTED:
-            old = _predicted(old, piece, spans, inserts, control, read)
-        new = add(old, data[at : at + copied])
+            old = _predicted(old, piece, (moves, copies, inserts), control, read)
+        new = add(old, memoryview(data)[at : at + copied])
         at += copied
+        del old
         yield piece, _woven(new, copies, data, behind, inserts)
         behind += piece.length - copied
     control.end()
 
 
-def _spans(moves: list[int], copies: list[int]) -> list[tuple[int, int]]:
-    """Start and end of each copy in the old file."""
-    spans: list[tuple[int, int]] = []
+def _places(moves: list[int], copies: list[int]) -> Iterator[tuple[int, int]]:
+    """Start and length of each copy in the old file. Made anew each time: a list of them would
+    be larger than what 100,000 copies take."""
     end = 0
     for move, length in zip(moves, copies, strict=True):
-        start = end + zigzag(move)
+        start = end + ((move >> 1) ^ -(move & 1))
         end = start + length
-        if start < 0:
-            raise Untrusted("a part of the delta copies from before a file's start")
-        spans.append((start, end))
-    return spans
+        yield start, length
 
 
-def _old(piece: Piece, spans: list[tuple[int, int]], read: Read) -> bytes:
+def _old(piece: Piece, moves: list[int], copies: list[int], read: Read) -> bytes | bytearray:
     """The old bytes that the copies take, one after the other."""
-    low, high = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
-    if high - low <= limits.PART_BASE:
-        window = read(piece.base, low, high - low) if high > low else b""
-        found = b"".join([window[s - low : e - low] for s, e in spans])
-    else:
-        found = b"".join([read(piece.base, s, e - s) for s, e in spans if e > s])
-    if len(found) != sum(e - s for s, e in spans):
+    high = 0
+    low = limits.OBJECT
+    for start, length in _places(moves, copies):
+        low = min(low, start)
+        high = max(high, start + length)
+    if low < 0:
+        raise Untrusted("a part of the delta copies from before a file's start")
+    near = high - low <= limits.PART_BASE
+    window = read(piece.base, low, high - low) if near and high > low else b""
+    found: bytes | bytearray = window
+    if len(copies) != 1 or not near:
+        found, view = bytearray(), memoryview(window)
+        for start, length in _places(moves, copies):
+            if length:
+                there = start - low
+                found += view[there : there + length] if near else read(piece.base, start, length)
+    if len(found) != sum(copies):
         raise Untrusted("a part of the delta copies from behind a file's end")
     return found
 
 
 def _predicted(
-    old: bytes,
+    old: bytes | bytearray,
     piece: Piece,
-    spans: list[tuple[int, int]],
-    inserts: list[int],
+    columns: tuple[list[int], list[int], list[int]],
     control: NumberReader,
     read: Read,
-) -> bytes:
+) -> bytes | bytearray:
     # Only programs that were built anew need it: a node without such an update never loads it.
     from edgewise.delivery import references
 
     said = references.parse(control)
     if not said.groups:
         return old
+    moves, lengths, inserts = columns
+    spans = [(start, start + length) for start, length in _places(moves, lengths)]
     copies = references.copies(spans, inserts, piece.offset)
     return references.predicted(
         old, copies, said, lambda offset, length: read(piece.base, offset, length)
     )
 
 
-def _woven(copied: bytes, copies: list[int], data: bytes, behind: int, inserts: list[int]) -> bytes:
-    if len(copies) == 1:
-        return copied + data[behind : behind + inserts[0]]
-    woven = []
-    at = 0
+def _woven(
+    copied: bytes | bytearray, copies: list[int], data: bytearray, behind: int, inserts: list[int]
+) -> bytes:
+    if len(copies) == 1 and not inserts[0]:
+        return bytes(copied)
+    woven = bytearray()
+    at, old, new = 0, memoryview(copied), memoryview(data)
     for copy, insert in zip(copies, inserts, strict=True):
         if copy:
-            woven.append(copied[at : at + copy])
+            woven += old[at : at + copy]
             at += copy
         if insert:
-            woven.append(data[behind : behind + insert])
+            woven += new[behind : behind + insert]
             behind += insert
-    return b"".join(woven)
+    return bytes(woven)
 
 
-def add(old: bytes, difference: bytes) -> bytes:
+def add(old: bytes | bytearray, difference: bytes | memoryview) -> bytes | bytearray:
     """Bytewise sum modulo 256.
 
     Many bytes at once as one large integer: the low seven bits of each are added, which
@@ -439,24 +452,25 @@ def add(old: bytes, difference: bytes) -> bytes:
     """
     if len(old) == len(difference) <= ADD_BLOCK:
         return _sum(old, difference)
-    found = []
+    found = bytearray(old)
     for at in range(0, len(old), ADD_BLOCK):
         block = difference[at : at + ADD_BLOCK]
-        if block == _NOTHING:
-            found.append(old[at : at + ADD_BLOCK])
-        else:
-            found.append(_sum(old[at : at + ADD_BLOCK], block))
-    return b"".join(found)
+        if block != _NOTHING:
+            found[at : at + ADD_BLOCK] = _sum(old[at : at + ADD_BLOCK], block)
+    return found
 
 
-def _sum(old: bytes, difference: bytes) -> bytes:
+def _sum(old: bytes | bytearray, difference: bytes | memoryview) -> bytes:
     one, other = int.from_bytes(old, "little"), int.from_bytes(difference, "little")
     both = ((one & _LOW) + (other & _LOW)) ^ ((one ^ other) & _HIGH)
     return both.to_bytes(len(old), "little")
 
 
-def _unzstd(packed: bytes, prefix: bytes, at_most: int) -> bytes:
-    """One frame that says its size; memory is bounded by ``at_most`` and the window."""
+def _unzstd(packed: bytes, prefix: bytes | bytearray, at_most: int) -> bytes:
+    """One frame that says its size; memory is bounded by ``at_most`` and the window.
+
+    A prefix that can be emptied is: zstandard has copied it, and it is the largest thing here.
+    """
     try:
         about = zstandard.get_frame_parameters(packed)
         if not 0 <= about.content_size <= at_most or about.window_size > max(_WINDOW, at_most):
@@ -466,6 +480,8 @@ def _unzstd(packed: bytes, prefix: bytes, at_most: int) -> bytes:
             if len(prefix) >= 8
             else None
         )
+        if isinstance(prefix, bytearray):
+            prefix.clear()
         unpacker = zstandard.ZstdDecompressor(dict_data=about_dict)
         return unpacker.decompress(
             packed, max_output_size=max(1, about.content_size), allow_extra_data=False
@@ -474,13 +490,18 @@ def _unzstd(packed: bytes, prefix: bytes, at_most: int) -> bytes:
         raise Untrusted(f"a part of the delta is not sound zstd: {error}") from error
 
 
-def _unlzma(packed: bytes, at_most: int, *, x86: bool) -> bytes:
+def _unlzma(packed: bytes, at_most: int, *, x86: bool) -> bytearray:
     filters: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "dict_size": DICTIONARY}]
     if x86:
         filters.insert(0, {"id": lzma.FILTER_X86})
     try:
         unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
-        data = unpacker.decompress(packed, max_length=at_most + 1)
+        data = bytearray(unpacker.decompress(packed, max_length=_STEP))
+        while not unpacker.eof and len(data) <= at_most:  # at once, it would be there twice
+            more = unpacker.decompress(b"", max_length=min(_STEP, at_most + 1 - len(data)))
+            if not more and not unpacker.eof:
+                break
+            data += more
     except lzma.LZMAError as error:
         raise Untrusted(f"a part of the delta is not sound LZMA: {error}") from error
     if len(data) > at_most or not unpacker.eof or unpacker.unused_data:

@@ -249,7 +249,9 @@ def _check(group: Group) -> None:
         raise Untrusted("fields of the delta have a form that cannot be")
 
 
-def predicted(old: bytes, copies: Copies, references: References, read: ReadOld) -> bytes:
+def predicted(
+    old: bytes | bytearray, copies: Copies, references: References, read: ReadOld
+) -> bytes:
     """The old bytes of all copies with what points elsewhere now; as many as were given."""
     out = np.frombuffer(old, np.uint8).copy()
     source = np.frombuffer(old, np.uint8)

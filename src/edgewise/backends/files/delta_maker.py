@@ -379,7 +379,7 @@ def _pack(job: _Job) -> tuple[int, bytes]:
     if not packed:
         data = b"".join(_read(one.new.file, one.offset, one.length) for one in job.slices)
         if kind == delta.PREFIX:
-            bases = delta.prefix_of([one.piece for one in job.slices], _reader(job))
+            bases = bytes(delta.prefix_of([one.piece for one in job.slices], _reader(job)))
             level = _LEVEL if bases else _PACK_LEVEL
             packed = packed_with(data, bases, level)
         else:
