@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgewise.cli.content import Content
     from edgewise.protocol.channel import Signed
+    from edgewise.protocol.content import Tree
     from edgewise.protocol.media import Media, MediaReply
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
@@ -41,6 +44,11 @@ class Exported(msgspec.Struct, frozen=True):
     expires: str
     objects: int
     size: int
+    """Bytes of objects and deltas."""
+    deltas: int = 0
+    """Deltas and packs."""
+    brought: int = 0
+    """Unpacked bytes of what they bring, which is not in the bundle whole."""
 
 
 @app.command("export", help="Write a fleet's release with all that a node or relay needs.")
@@ -59,39 +67,57 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
         typer.Option(
             "--from",
             help="Release that the receivers have, complete: what it shares with this one is left "
-            "out. Repeatable.",
+            "out, and deltas from it bring the rest. Repeatable.",
         ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="No deltas: what --from lacks is in it whole.")
+    ] = False,
+    packs: Annotated[
+        bool,
+        typer.Option("--packs", help="Packs in place of whole files: smaller, for nodes alone."),
+    ] = False,
     valid: Annotated[str, typer.Option(help="How long nodes take it; at most 1095d.")] = "365d",
 ) -> None:
     from edgewise.backends.files.bundle import write_bundle
+    from edgewise.cli.bundle_deltas import carried
     from edgewise.cli.content import Content
     from edgewise.model.names import Digest
     from edgewise.protocol.codec import encode
     from edgewise.protocol.content import object_path
+    from edgewise.protocol.delta import delta_path
     from edgewise.protocol.media import BundleIndex, MediaReply, MediaRequest
 
     session = Session.of(ctx)
     if to.exists() and not to.is_dir():
         raise BadUsage(f"{to} exists already", hint="name another file; bundles are not replaced")
-    wanted = MediaRequest(fleet, release.removeprefix("sha256:"), _seconds(valid))
-    reply = session.client().post("/v1/media", wanted, MediaReply)
     content = Content(session, None, None)
     platforms = frozenset(platform or ())
-    objects = _objects(content, reply.release, platforms)
+    known = _Walked({}, {})
     for one in base or ():
-        for sha256 in _objects(content, one.removeprefix("sha256:"), platforms):
-            objects.pop(sha256, None)
+        known |= _walk(content, one.removeprefix("sha256:"), platforms)
+    wanted = MediaRequest(
+        fleet, release.removeprefix("sha256:"), _seconds(valid),
+        () if whole else tuple(sorted(known.trees)), packs,
+    )  # fmt: skip
+    reply = session.client().post("/v1/media", wanted, MediaReply)
+    found = _walk(content, reply.release, platforms)
+    objects = {s: length for s, length in found.objects.items() if s not in known.objects}
     documents = _sealed(reply) | {
         Digest.of(data).sha256 for name, data in reply.metadata.items() if "/" in name
     }
-    index = BundleIndex(
-        fleet, reply.release, tuple(sorted(platforms)), tuple(base or ()),
-        len(objects) + len(documents), sum(objects.values()),
-    )  # fmt: skip
-    _check_room(to.parent, index.size)
     written = 0
-    with write_bundle(to, index) as writer:
+    with ExitStack() as held:
+        others = carried(content, reply.deltas, (known.trees, found.trees), objects, held)
+        if others.files:
+            documents |= {reply.deltas, *_lists(reply)}
+        brought = sum(objects.pop(sha256) for sha256 in others.left_out)
+        index = BundleIndex(
+            fleet, reply.release, tuple(sorted(platforms)), tuple(base or ()),
+            len(objects) + len(documents), sum(objects.values()), len(others.files),
+        )  # fmt: skip
+        _check_room(to.parent, index.size + others.size)
+        writer = held.enter_context(write_bundle(to, index))
         for name, data in sorted(reply.metadata.items()):
             if "/" not in name:
                 writer.add(f"tuf/{name}", len(data), BytesIO(data))
@@ -105,11 +131,18 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
                 written += packed_size
             if not number % 500:
                 session.note(f"{number} of {index.objects} objects, {size(written)}")
+        for delta, file in others.files:
+            writer.add(delta_path(delta.sha256), delta.size, file)
+            written += delta.size
     until = stamp(reply.expires)
     if session.as_json:
-        session.json(Exported(str(to), reply.release, until, index.objects, written))
+        counts = (index.objects, written, index.deltas, brought)
+        session.json(Exported(str(to), reply.release, until, *counts))
         return
     typer.echo(f"exported: {fleet}, release {short(reply.release)}, {size(written)}, to {to}")
+    if others.files:
+        what = f"{len(others.files)} deltas and packs ({size(others.size)})"
+        session.note(f"  {what} bring {size(brought)} that is not in it whole")
     session.note(f"  nodes take it until {until}; on a node: edgewise bundle import {to.name}")
 
 
@@ -130,6 +163,9 @@ class Shown(msgspec.Struct, frozen=True):
     objects: int
     size: int
     nodes: tuple[str, ...]
+    deltas: int = 0
+    """Deltas and packs: what they bring is not in it whole."""
+    deltas_size: int = 0
 
 
 @app.command("show", help="What is in a bundle, for whom, until when, and whether it is signed.")
@@ -162,6 +198,8 @@ def show(
         objects=len(bundle.objects()),
         size=sum(length for _, length in bundle.objects()),
         nodes=tuple(node for node, _ in bundle.records()),
+        deltas=len(bundle.deltas()),
+        deltas_size=sum(length for _, length in bundle.deltas()),
     )
     if session.as_json:
         session.json(shown)
@@ -182,7 +220,8 @@ def _facts(shown: Shown) -> list[tuple[str, str]]:
         ("signatures", shown.problem or "hold"),
         ("root", shown.root),
         ("content", f"{shown.objects} objects, {size(shown.size)}"),
-        ("left out", ", ".join(short(one) for one in shown.leaves_out)),
+        ("deltas", f"{shown.deltas}, {size(shown.deltas_size)}" if shown.deltas else ""),
+        ("for nodes with", ", ".join(short(one) for one in shown.leaves_out)),
         (f"{len(shown.nodes)} nodes", nodes),
     ]
 
@@ -271,9 +310,22 @@ def _seconds(text: str) -> float:
         raise BadUsage(f"--valid: {error}", hint="it takes 30d or 365d") from error
 
 
-def _objects(content: Content, release: str, platforms: frozenset[str]) -> dict[str, int]:
-    """Digest to bytes of everything below a release, for these platforms (none: for all)."""
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    """What lies below a release."""
+
+    objects: dict[str, int]
+    """Digest to bytes of everything."""
+    trees: dict[str, Tree]
+
+    def __or__(self, other: _Walked) -> _Walked:
+        return _Walked(self.objects | other.objects, self.trees | other.trees)
+
+
+def _walk(content: Content, release: str, platforms: frozenset[str]) -> _Walked:
+    """For these platforms (none: for all)."""
     from edgewise.delivery.contents import objects_of_tree
+    from edgewise.delivery.delta import parse_tree
     from edgewise.protocol import limits
     from edgewise.protocol.codec import decode
     from edgewise.protocol.content import Part, ProcessApp, Release
@@ -293,9 +345,23 @@ def _objects(content: Content, release: str, platforms: frozenset[str]) -> dict[
                     for platform, tree in part.trees.items()
                     if not platforms or platform in platforms
                 }
+    parsed = {}
     for tree in sorted(trees):
-        found |= objects_of_tree(tree, content.object(tree, limits.TREE))
-    return found
+        manifest = content.object(tree, limits.TREE)
+        found |= objects_of_tree(tree, manifest)
+        parsed[tree] = parse_tree(manifest)
+    return _Walked(found, parsed)
+
+
+def _lists(reply: MediaReply) -> set[str]:
+    """The list that the fleet's channel names: nodes behind a relay hear of that one."""
+    from edgewise.protocol import limits
+    from edgewise.protocol.channel import Channel
+    from edgewise.protocol.codec import decode
+
+    channels = (data for name, data in reply.metadata.items() if "/" in name)
+    named = (decode(data, Channel, what="channel", at_most=limits.CHANNEL) for data in channels)
+    return {channel.deltas for channel in named} - {""}
 
 
 def _sealed(reply: MediaReply) -> set[str]:

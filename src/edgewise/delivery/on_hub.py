@@ -39,6 +39,7 @@ from edgewise.protocol.content import (
     channel_target,
     release_target,
 )
+from edgewise.protocol.delta import DeltaList
 from edgewise.protocol.media import MEDIA, Media, MediaReply, MediaRequest
 from edgewise.runtime.clock import Clock
 
@@ -187,8 +188,32 @@ class Publisher:
         """Encoded trust bundles, signed with the channels key."""
         return self._tuf.sign("bundle/1", payload)
 
-    def media(self, request: MediaRequest) -> MediaReply:
-        """An order for removable media, with what it takes to verify it.
+    async def media_deltas(self, request: MediaRequest) -> str:
+        """The digest of a list of those deltas and packs that a bundle shall carry, for
+        ``media`` to name; empty where none of them has been made.
+
+        It is a list of its own: what the channel's names and the bundle does not have would be
+        looked for in vain.
+        """
+        wanted = {*request.bases} | ({""} if request.packs else set())
+        channel = self.channel(request.fleet)
+        if channel is None or not wanted:
+            return ""
+        stable = request.release or channel.stable
+        data = await self.listing(msgspec.structs.replace(channel, stable=stable, candidate=""))
+        if not data:
+            return ""
+        listed = decode(data, DeltaList, what="list of deltas", at_most=limits.DELTA_LIST)
+        refs = tuple(ref for ref in listed.deltas if ref.base in wanted)
+        if not refs:
+            return ""
+        chosen = encode(DeltaList(refs))
+        await self._objects.put(Digest.of(chosen).sha256, chosen)
+        return Digest.of(chosen).sha256
+
+    def media(self, request: MediaRequest, deltas: str = "") -> MediaReply:
+        """An order for removable media, with what it takes to verify it; ``deltas`` is what
+        ``media_deltas`` says.
 
         Raises NotFound for a fleet or release that there is not, Conflict for a release in
         quarantine or one that would lead back, BadUsage for a time that is too long.
@@ -218,7 +243,7 @@ class Publisher:
         now = self._clock.now().replace(microsecond=0)
         order = Media(
             channel=msgspec.structs.replace(
-                channel, stable=release, candidate="", wave=b"", stay=b"", rollout="", deltas=""
+                channel, stable=release, candidate="", wave=b"", stay=b"", rollout="", deltas=deltas
             ),
             timestamp=self._tuf.roles["timestamp"].signed.version,
             builds=self._tuf.roles["builds"].signed.version,
@@ -232,7 +257,7 @@ class Publisher:
             f"{order.builds}.builds.json": self._tuf.bytes["builds"],
             MEDIA: encode(self._tuf.sign("media/1", encode(order))),
         }
-        return MediaReply(release, order.expires, metadata)
+        return MediaReply(release, order.expires, metadata, deltas=deltas)
 
     def key_lines(self) -> tuple[KeyLine, ...]:
         """The signing keys and what should be done about them."""

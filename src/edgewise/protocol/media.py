@@ -14,6 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgewise.model.names import Digest
+from edgewise.protocol import limits
 from edgewise.protocol.channel import Channel, Signed
 
 MEDIA: Final = "media.json"
@@ -47,7 +48,7 @@ class Media(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("times of media have a time zone")
 
 
-class MediaRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MediaRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a bundle shall say."""
 
     fleet: str
@@ -55,6 +56,16 @@ class MediaRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Digest; empty: the fleet's stable release."""
     valid_s: float = 365 * 86400.0
     """How long nodes take it."""
+    bases: tuple[str, ...] = ()
+    """Trees that the receivers have: the order shall name the deltas that lead from them."""
+    packs: bool = False
+    """Whether it shall name the packs of the release's trees."""
+
+    def __post_init__(self) -> None:
+        if len(self.bases) > limits.DELTAS:
+            raise ValueError(f"a bundle has deltas from at most {limits.DELTAS} trees")
+        for base in self.bases:
+            Digest(base)
 
 
 class MediaReply(msgspec.Struct, frozen=True):
@@ -66,6 +77,9 @@ class MediaReply(msgspec.Struct, frozen=True):
     """``media.json``, and the metadata that it is verified with, by file name."""
     records: dict[str, Signed] = {}
     """Node to its record, for every node of the fleet."""
+    deltas: str = ""
+    """Digest of the list of deltas and packs that the order names; empty: none that was asked
+    for has been made."""
 
 
 class BundleIndex(msgspec.Struct, frozen=True):
@@ -80,4 +94,6 @@ class BundleIndex(msgspec.Struct, frozen=True):
     objects: int
     size: int
     """Bytes of the objects, unpacked."""
+    deltas: int = 0
+    """Deltas and packs beside them, which bring what is not there whole."""
     format: Literal[1] = 1

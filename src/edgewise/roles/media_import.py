@@ -13,15 +13,18 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from edgewise.backends.files import recompress
 from edgewise.backends.files.bundle import Bundle
 from edgewise.backends.files.node_store import NodeStore
 from edgewise.backends.tuf.client import NodeTrust
 from edgewise.delivery import on_agent as delivery
 from edgewise.delivery.on_agent import Terms
 from edgewise.delivery.ports import Verified
+from edgewise.delivery.ways import Prices
 from edgewise.host.tpm import open_tpm
 from edgewise.identity.on_agent import MachineIdentity
 from edgewise.model.errors import NeedsPerson, TryLater
@@ -31,6 +34,9 @@ from edgewise.protocol.sync import SyncReply
 from edgewise.roles.worker import this_platform
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.durable import disk_error, write_durably
+
+NOT_THERE: Final = 1e6
+"""What a byte that is not on the stick costs, beside one that is: whatever else is possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ async def import_on_node(
     await delivery.fetch(
         release,
         verified.record,
-        Terms(this_platform(), progress),
+        _terms(bundle, progress),
         trust=checks,
         store=NodeStore(state),
         source=bundle,
@@ -91,6 +97,18 @@ async def import_on_node(
     except OSError as error:
         raise disk_error(error, state) from error
     return Imported(verified, True, _tell(state))
+
+
+def _terms(bundle: Bundle, progress: Callable[[int, int], None]) -> Terms:
+    """A stick has no round trips, and nobody else to ask for what is not on it."""
+    there = {digest for digest, _ in (*bundle.objects(), *bundle.deltas())}
+    return Terms(
+        this_platform(),
+        progress,
+        prices=Prices(request=0, absent=NOT_THERE),
+        recompression=recompress,
+        held=there.__contains__,
+    )
 
 
 def _tell(state: Path) -> int:

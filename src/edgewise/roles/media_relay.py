@@ -30,6 +30,7 @@ from edgewise.identity.on_agent import MachineIdentity
 from edgewise.model.errors import NeedsPerson, NotFound, Untrusted
 from edgewise.protocol import limits
 from edgewise.protocol.content import channel_target, object_path
+from edgewise.protocol.delta import delta_path
 from edgewise.protocol.media import MEDIA
 from edgewise.protocol.sync import RelayNews
 from edgewise.rollout.fanout import learn
@@ -49,9 +50,11 @@ class Cached:
     release: str
     objects: int
     size: int
-    """Bytes of them, packed."""
+    """Bytes of all that came, packed."""
     fresh: bool
     """Whether nodes take the metadata from the relay; else each needs the bundle itself."""
+    deltas: int = 0
+    """Deltas and packs: what they bring is not in it whole."""
 
 
 async def import_on_relay(
@@ -95,11 +98,13 @@ class Filling:
         files, now = bundle.metadata(), self.clock.now()
         objects = FileObjects(self.content)
         disk = CacheFiles(self.content)
-        limit = sum(size for _, size in bundle.objects()) + _SLACK
+        limit = sum(size for _, size in (*bundle.objects(), *bundle.deltas())) + _SLACK
         limit += sum(file.size for file in disk.kept())
         log = StreamLog(self.clock, "relay", lowest="warning")
         space = Space(disk, SpaceTerms(limit), self.clock, log)
         sizes = {object_path(sha256): size for sha256, size in bundle.objects()}
+        deltas = {delta_path(sha256): size for sha256, size in bundle.deltas()}
+        sizes |= deltas
         shelf = FileShelf(space, _Given(bundle, sizes), log)
         metadata = FileMetadata(self.content / "tuf")
         cache = Cache(shelf, metadata, bundle, root=self.root, clock=self.clock)
@@ -108,9 +113,12 @@ class Filling:
         view = read_view(lambda path: files.get(path.removeprefix("tuf/")), now, self.root)
         missing = await objects.missing(sha256 for sha256, _ in bundle.objects())
         total = sum(size for sha256, size in bundle.objects() if sha256 in missing)
+        total += sum(size for path, size in deltas.items() if not disk.exists(path))
         _check_room(self.content, total)
         channel = order.channel
-        found = Cached(channel.fleet, channel.stable, len(missing), total, not view.expired)
+        found = Cached(
+            channel.fleet, channel.stable, len(missing), total, not view.expired, len(deltas)
+        )
         if dry_run:
             return found
         await cache.offer({name: data for name, data in files.items() if name != MEDIA})
@@ -120,6 +128,10 @@ class Filling:
                 await cache.ensure(object_path(sha256))
                 done += size
                 self.progress(done, total)
+        for path, size in deltas.items():
+            await cache.ensure(path)
+            done += size
+            self.progress(min(done, total), total)
         await _learn(self.memory, bundle, view, channel.fleet)
         return found
 

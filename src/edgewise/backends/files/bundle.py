@@ -1,8 +1,9 @@
 """Bundles: one fleet's release with all it needs, as a directory or one plain tar file.
 
 Format 1, in this order: ``edgewise-bundle.json`` (protocol.media.BundleIndex; in a directory it
-is written last), ``tuf/*.json``, ``records/<node>.json``, ``objects/ab/<62 hex>.zst``. The tar is
-ustar with regular files only: any tar can read it, and the same content gives the same bytes.
+is written last), ``tuf/*.json``, ``records/<node>.json``, ``objects/ab/<62 hex>.zst``,
+``deltas/ab/<62 hex>.ewd``. The tar is ustar with regular files only: any tar can read it, and the
+same content gives the same bytes.
 
 Law: a bundle comes from a stick that anybody may have held. Nothing of it is ever written under
 a name that it gives; a name of any other form, a second file of the same name, a link or a
@@ -34,6 +35,7 @@ INDEX: Final = "edgewise-bundle.json"
 _NAME: Final = re.compile(
     r"edgewise-bundle\.json|tuf/(?:[1-9][0-9]{0,8}\.)?[a-z]{1,40}\.json"
     r"|records/[a-z0-9][a-z0-9-]{0,62}\.json|objects/[0-9a-f]{2}/[0-9a-f]{62}\.zst"
+    r"|deltas/[0-9a-f]{2}/[0-9a-f]{62}\.ewd"
 )
 FILES: Final = 1_000_000
 """Members of a bundle; two releases of 500,000 files each."""
@@ -109,10 +111,17 @@ class Bundle:
 
     def objects(self) -> tuple[tuple[str, int], ...]:
         """(digest, packed bytes) of each object that it claims to have."""
+        return self._below("objects/", ".zst")
+
+    def deltas(self) -> tuple[tuple[str, int], ...]:
+        """(digest of the head, bytes) of each delta and pack that it claims to have."""
+        return self._below("deltas/", ".ewd")
+
+    def _below(self, folder: str, ending: str) -> tuple[tuple[str, int], ...]:
         return tuple(
-            (name.removeprefix("objects/").removesuffix(".zst").replace("/", ""), member.size)
+            (name.removeprefix(folder).removesuffix(ending).replace("/", ""), member.size)
             for name, member in sorted(self._members.items())
-            if name.startswith("objects/")
+            if name.startswith(folder)
         )
 
     def small(self, name: str, at_most: int) -> bytes:

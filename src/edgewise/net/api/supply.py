@@ -221,7 +221,8 @@ class SupplyRoutes:
 
     async def media(self, call: Call[MediaRequest]) -> MediaReply:
         """POST /v1/media."""
-        made = self._publisher.media(call.body)
+        deltas = await self._publisher.media_deltas(call.body)
+        made = self._publisher.media(call.body, deltas)
         until = f"release {made.release[:12]} until {made.expires:%Y-%m-%d}"
         await self._journal.note(call.peer, "media.sign", call.body.fleet, until)
         return msgspec.structs.replace(made, records=self.records(call.body.fleet))
