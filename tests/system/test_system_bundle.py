@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,10 @@ def publish(shell: Shell, tree: WorkTree, version: str) -> None:
     program.mkdir()
     (program / "hello").write_text(f"#!/bin/sh\nexec sleep {version.replace('.', '')}000\n")
     (program / "hello").chmod(0o755)
+    for page in range(60):
+        (program / f"page-{page}").write_text(f"This is page {page} of a manual. " * 40)
+    data = random.Random(1).randbytes(1_000_000)
+    (program / "data").write_bytes(data[:500_000] + version.encode() + data[500_000:])
     built = str(shell.home / "built")
     good(
         shell, "artifact", "build", str(program), "--name", "hello", "--version", version,
@@ -93,10 +98,17 @@ async def test_a_node_without_a_network_runs_what_came_on_a_stick(tmp_path: Path
         await _until(lambda: fleet(shell)["candidate"])
         second = fleet(shell)["candidate"]
         line = ("bundle", "export", "--fleet", "shops", "--to", str(stick), "--release", second)
-        good(shell, *line, "--from", first)
+        said = json.loads(good(shell, *line, "--from", first, "-o", "json"))
+        assert (said["deltas"], said["brought"] >= 1_000_000) == (1, True)
+        assert said["size"] < 100_000
+        again = (*line[:5], str(tmp_path / "whole.bundle"), *line[6:], "--whole", "--from", first)
+        assert json.loads(good(shell, *again, "-o", "json"))["size"] > 1_000_000
+        packed = (*line[:5], str(tmp_path / "packed.bundle"), *line[6:], "--packs")
+        assert json.loads(good(shell, *packed, "-o", "json"))["deltas"] == 1
     # From here on there is no hub.
     shown = json.loads(good(shell, "bundle", "show", str(stick), "-o", "json"))
     assert (shown["release"], shown["verified"], shown["nodes"]) == (second, True, ["till"])
+    assert (shown["deltas"], shown["leaves_out"]) == (1, [first])
     with agent(shell, state):
         await _until(lambda: running(shell, state) == first)
         line = ("bundle", "import", str(stick), "--state", str(state))
