@@ -70,6 +70,17 @@ def publish(shell: Shell, tree: WorkTree, version: str) -> None:
     good(shell, "push", cwd=tree.path)
 
 
+def checked_out_by_its_pack(shell: Shell, folder: Path) -> None:
+    out = folder / "out"
+    done = shell.run("artifact", "checkout", "hello", "2.0", "--to", str(out), "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert "fetched 62 of 62 contents" in done.stderr
+    assert "each content by itself" not in done.stderr
+    assert len(list(out.iterdir())) == 62
+    assert (out / "page-7").read_bytes() == (shell.home / "tree-2.0" / "page-7").read_bytes()
+    assert json.loads(done.stdout)["fetched"] < 1_050_000
+
+
 def running(shell: Shell, state: Path) -> str:
     status = json.loads(good(shell, "agent", "status", "--state", str(state), "-o", "json"))
     return str(status.get("running", "")) if status.get("phase") == "Idle" else ""
@@ -98,6 +109,8 @@ async def test_a_node_without_a_network_runs_what_came_on_a_stick(tmp_path: Path
         await _until(lambda: fleet(shell)["candidate"])
         second = fleet(shell)["candidate"]
         line = ("bundle", "export", "--fleet", "shops", "--to", str(stick), "--release", second)
+        if to == "stick":
+            checked_out_by_its_pack(shell, tmp_path)
         said = json.loads(good(shell, *line, "--from", first, "-o", "json"))
         assert (said["deltas"], said["brought"] >= 1_000_000) == (1, True)
         assert said["size"] < 100_000

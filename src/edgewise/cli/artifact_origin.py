@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from edgewise.cli import artifact_pack
 from edgewise.cli.session import Session
-from edgewise.model.errors import BadUsage, NotFound, Untrusted
+from edgewise.model.errors import BadUsage, NotFound, TryLater, Untrusted
 
 if TYPE_CHECKING:
     from edgewise.backends.files.builds import BuildFolder
@@ -109,6 +111,7 @@ class HubOrigin:
         self._client = session.client()
         self._keys = keys
         self._objects = objects
+        self._artifact: Artifact | None = None
         objects.mkdir(mode=0o700)
 
     def artifact(self, name: str, version: str) -> Artifact:
@@ -135,7 +138,8 @@ class HubOrigin:
                 f"artifact {name} {version} is not published", hint="`edgewise artifact ls`"
             )
         data = self._small(target.hashes["sha256"], target.length)
-        return decode(data, Artifact, what=f"artifact {name}", at_most=target.length)
+        self._artifact = decode(data, Artifact, what=f"artifact {name}", at_most=target.length)
+        return self._artifact
 
     def manifest(self, ref: TreeRef) -> bytes:
         from edgewise.protocol import limits
@@ -143,9 +147,13 @@ class HubOrigin:
         return self._small(ref.sha256, limits.TREE)
 
     def bring(self, tree: Tree, told: Callable[[int, int], None]) -> None:
-        wanted = {e.sha256: e.size for e in tree.entries if e.kind == "file"}
+        contents = {e.sha256: e.size for e in tree.entries if e.kind == "file"}
+        here = self._from_pack(tree) if len(contents) >= artifact_pack.WORTH else frozenset()
+        wanted = {sha256: size for sha256, size in contents.items() if sha256 not in here}
         own = threading.local()
-        done, lock = 0, threading.Lock()
+        done, lock = len(here), threading.Lock()
+        if here:
+            told(done, len(contents))
 
         def one(item: tuple[str, int]) -> None:
             nonlocal done
@@ -155,7 +163,7 @@ class HubOrigin:
             with lock:
                 done += 1
                 self.fetched += came
-                told(done, len(wanted))
+                told(done, len(contents))
 
         with ThreadPoolExecutor(_AT_ONCE) as workers:
             jobs = [workers.submit(one, item) for item in wanted.items()]
@@ -165,9 +173,37 @@ class HubOrigin:
             finally:
                 workers.shutdown(cancel_futures=True)  # after one that failed, no more
 
+    def _from_pack(self, tree: Tree) -> frozenset[str]:
+        """What a pack of the tree brings; a hub without one, or with a wrong one, costs bytes."""
+        from edgewise.cli.content import Content
+        from edgewise.delivery.trees import reference
+        from edgewise.protocol.delta import delta_path
+
+        digest = reference(tree)[0].sha256
+        try:
+            if self._artifact is None:
+                return frozenset()
+            refs = Content(self._session, None, None).deltas(self._artifact)
+            for ref in refs:
+                if ref.tree == digest and not ref.base:
+                    with tempfile.TemporaryFile(dir=self._objects) as file:
+                        self.fetched += self._client.download(
+                            f"/v1/content/{delta_path(ref.sha256)}", file, at_most=ref.size
+                        )
+                        file.seek(0)
+                        return artifact_pack.unpack_into(self._objects, file, ref, tree)
+        except (NotFound, TryLater, Untrusted) as error:
+            self._session.note(f"  no pack, so each content by itself: {error}")
+        return frozenset()
+
     def content(self, entry: Entry) -> Iterator[bytes]:
         from edgewise.delivery import packing
 
+        plain = self._objects / f"{entry.sha256}{artifact_pack.ENDING}"
+        if plain.exists():  # its digest was right
+            with plain.open("rb") as file:
+                yield from iter(lambda: file.read(_CHUNK), b"")
+            return
         with (self._objects / entry.sha256).open("rb") as packed:
             yield from packing.unpacked(packed, entry.sha256, at_most=entry.size)
 
