@@ -287,3 +287,30 @@ async def test_a_stick_with_deltas_travels_as_long_as_any(site: Site) -> None:
     stick, _ = await site.export()
     site.world.clock.advance(timedelta(hours=23))
     await site.install(stick)
+
+
+async def test_a_node_that_needs_little_of_a_delta_takes_it_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """It has most of the release from elsewhere; over a link the rest would be cheaper whole,
+    but the stick does not have it whole."""
+    clock = ManualClock()
+    world = DeltaWorld(await Content.open(clock), clock, tmp_path / "node")
+    (tmp_path / "sticks").mkdir()
+    pages = {f"doc/{n}": noise(n, 4_000) for n in range(40)}
+    after = {name: changed(data, 50, noise(n, 700)) for n, (name, data) in enumerate(pages.items())}
+    run = {"bin/run": b"#!/bin/sh\n"}
+    most = dict(list(after.items())[:-1])
+    for name, files in (("zero", most), ("one", pages), ("two", after)):
+        await world.version(name, run | files)
+    await world.install("zero")
+    await world.install("one")
+    await world.delta("one", "two")
+    world.content.publisher.listing = world._listing
+    await world.content.announce(9, world.releases["two"])
+    site = Site(world, tmp_path / "sticks")
+    stick, found = await site.export()
+    (last,) = after.keys() - most.keys()
+    assert Digest.of(after[last]).sha256 in found.left_out
+    installed = await site.install(stick)
+    assert "whole" not in installed.traffic.used

@@ -95,6 +95,9 @@ class Terms:
     reserve: int = RESERVE
     """Bytes of disk that stay free."""
     prices: Prices = Prices()  # noqa: RUF009 - frozen
+    absent: Callable[[str], bool] = lambda sha256: False
+    """Whether the source lacks an object whole, as a stick with deltas does: then every other
+    way is cheaper."""
     recompression: Recompression | None = None
     """None: what would have to be compressed again comes whole."""
     metered: bool = False
@@ -415,7 +418,10 @@ class Contents:
             for tree, entries in trees.items()
         }
         self._sizes |= sizes
-        about = Situation(here, self._downloads.sizes)
+        lacking = {sha256: limits.OBJECT for sha256 in sizes if self._terms.absent(sha256)}
+        about = Situation(
+            here, self._downloads.sizes | lacking if lacking else self._downloads.sizes
+        )
         while True:
             offers = self._shelf.offers(usable, by.has)
             choice = choose(sizes, offers, about, self._terms.prices)

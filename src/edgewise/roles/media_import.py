@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -34,9 +33,6 @@ from edgewise.protocol.sync import SyncReply
 from edgewise.roles.worker import this_platform
 from edgewise.runtime.clock import Clock
 from edgewise.runtime.durable import disk_error, write_durably
-
-NOT_THERE: Final = 1e6
-"""What a byte that is not on the stick costs, beside one that is: whatever else is possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +97,13 @@ async def import_on_node(
 
 def _terms(bundle: Bundle, progress: Callable[[int, int], None]) -> Terms:
     """A stick has no round trips, and nobody else to ask for what is not on it."""
-    there = {digest for digest, _ in (*bundle.objects(), *bundle.deltas())}
+    there = {digest for digest, _ in bundle.objects()}
     return Terms(
         this_platform(),
         progress,
-        prices=Prices(request=0, absent=NOT_THERE),
+        prices=Prices(request=0),
+        absent=lambda sha256: sha256 not in there,
         recompression=recompress,
-        held=there.__contains__,
     )
 
 
