@@ -18,6 +18,7 @@ from edgewise.model.errors import BadUsage, EdgewiseError, TryLater
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from edgewise.backends.files.bundle import Writer
     from edgewise.cli.content import Content
     from edgewise.protocol.channel import Signed
     from edgewise.protocol.content import Tree
@@ -82,8 +83,6 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
     from edgewise.backends.files.bundle import write_bundle
     from edgewise.cli.bundle_deltas import carried
     from edgewise.cli.content import Content
-    from edgewise.model.names import Digest
-    from edgewise.protocol.codec import encode
     from edgewise.protocol.content import object_path
     from edgewise.protocol.delta import delta_path
     from edgewise.protocol.media import BundleIndex, MediaReply, MediaRequest
@@ -103,9 +102,7 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
     reply = session.client().post("/v1/media", wanted, MediaReply)
     found = _walk(content, reply.release, platforms)
     objects = {s: length for s, length in found.objects.items() if s not in known.objects}
-    documents = _sealed(reply) | {
-        Digest.of(data).sha256 for name, data in reply.metadata.items() if "/" in name
-    }
+    documents = _sealed(reply) | _channels(reply)
     written = 0
     with ExitStack() as held:
         others = carried(content, reply.deltas, (known.trees, found.trees), objects, held)
@@ -118,12 +115,7 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
         )  # fmt: skip
         _check_room(to.parent, index.size + others.size)
         writer = held.enter_context(write_bundle(to, index))
-        for name, data in sorted(reply.metadata.items()):
-            if "/" not in name:
-                writer.add(f"tuf/{name}", len(data), BytesIO(data))
-        for node, signed in sorted(reply.records.items()):
-            data = encode(signed)
-            writer.add(f"records/{node}.json", len(data), BytesIO(data))
+        _write_order(writer, reply)
         for number, sha256 in enumerate(sorted(objects.keys() | documents), 1):
             length = objects.get(sha256, SEALED)
             with content.packed(sha256, length) as (packed, packed_size):
@@ -134,16 +126,19 @@ def export(  # noqa: PLR0913 - one parameter is one option of the command line
         for delta, file in others.files:
             writer.add(delta_path(delta.sha256), delta.size, file)
             written += delta.size
-    until = stamp(reply.expires)
+    counts = (index.objects, written, index.deltas, brought)
+    exported = Exported(str(to), reply.release, stamp(reply.expires), *counts)
     if session.as_json:
-        counts = (index.objects, written, index.deltas, brought)
-        session.json(Exported(str(to), reply.release, until, *counts))
-        return
-    typer.echo(f"exported: {fleet}, release {short(reply.release)}, {size(written)}, to {to}")
-    if others.files:
-        what = f"{len(others.files)} deltas and packs ({size(others.size)})"
-        session.note(f"  {what} bring {size(brought)} that is not in it whole")
-    session.note(f"  nodes take it until {until}; on a node: edgewise bundle import {to.name}")
+        session.json(exported)
+    else:
+        _say(session, exported, fleet, to.name)
+
+
+def _say(session: Session, made: Exported, fleet: str, name: str) -> None:
+    typer.echo(f"exported: {fleet}, release {short(made.release)}, {size(made.size)}, to {made.to}")
+    if made.deltas:
+        session.note(f"  {made.deltas} deltas and packs bring {size(made.brought)} of it")
+    session.note(f"  nodes take it until {made.expires}; on a node: edgewise bundle import {name}")
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -362,6 +357,23 @@ def _lists(reply: MediaReply) -> set[str]:
     channels = (data for name, data in reply.metadata.items() if "/" in name)
     named = (decode(data, Channel, what="channel", at_most=limits.CHANNEL) for data in channels)
     return {channel.deltas for channel in named} - {""}
+
+
+def _channels(reply: MediaReply) -> set[str]:
+    from edgewise.model.names import Digest
+
+    return {Digest.of(data).sha256 for name, data in reply.metadata.items() if "/" in name}
+
+
+def _write_order(writer: Writer, reply: MediaReply) -> None:
+    from edgewise.protocol.codec import encode
+
+    for name, data in sorted(reply.metadata.items()):
+        if "/" not in name:
+            writer.add(f"tuf/{name}", len(data), BytesIO(data))
+    for node, signed in sorted(reply.records.items()):
+        data = encode(signed)
+        writer.add(f"records/{node}.json", len(data), BytesIO(data))
 
 
 def _sealed(reply: MediaReply) -> set[str]:
