@@ -251,8 +251,14 @@ class Applying:
     # Old contents
 
     def _reader(self, expands: set[str]) -> Callable[[str, int, int], bytes]:
+        last = ""
+        file: IO[bytes]
+
         def read(sha256: str, offset: int, length: int) -> bytes:
-            file = self._old(sha256, expanded=sha256 in expands)
+            nonlocal last, file
+            if sha256 != last:  # one piece may read a thousand times from its base
+                file = self._old(sha256, expanded=sha256 in expands)
+                last = sha256
             file.seek(offset)
             return file.read(length)
 

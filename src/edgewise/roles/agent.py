@@ -62,6 +62,8 @@ LOG_LOOK: Final = timedelta(seconds=60)
 """How often logs are measured."""
 SCRUB_PAUSE: Final = timedelta(seconds=25)
 """Between pieces: 860 MiB a day, an operating system once a day, 0.02 % of a slow core."""
+SCRUB_ROUND: Final = timedelta(days=1)
+"""A smaller store is not read more often than that."""
 _ORDER_BYTES: Final = 2 * limits.SYNC_REPLY
 """An order and its metadata, in base64."""
 ATTEST_SPREAD: Final = timedelta(seconds=10)
@@ -113,6 +115,24 @@ def run(settings: AgentSettings) -> int:
             raise
         return _ended(found, log)
     return 0
+
+
+async def keep_content(state: Path, clock: Clock, chance: Chance, log: Log) -> None:
+    """Read all that is kept, slowly, once a day: what rotted is said, and comes anew with the
+    next update. A round begins anywhere, so that all gets its turn although the agent often
+    starts."""
+    while True:
+        began = clock.monotonic()
+        await clock.sleep(SCRUB_PAUSE)
+        paid = 0
+        for step in scrub(state, int(256 * chance.fraction())):
+            if step.damaged:
+                log.event("kept content is damaged", "error", object=step.damaged)
+            paid += step.bytes
+            if paid >= PIECE:
+                paid = 0
+                await clock.sleep(SCRUB_PAUSE)
+        await clock.sleep(SCRUB_ROUND - timedelta(seconds=clock.monotonic() - began))
 
 
 def host_name() -> str:
@@ -290,7 +310,7 @@ class _Agent:
             rollout.run(),
             self._keep_files(rollout),
             self._keep_logs(machine),
-            self._keep_content(),
+            keep_content(self._settings.state, self._clock, self._chance, self._log),
             keeper.run(),
             self._keep_attested(worker),
             workloads.run(),
@@ -363,21 +383,6 @@ class _Agent:
         while True:
             await self._clock.sleep(LOG_LOOK)
             machine.trim_logs()
-
-    async def _keep_content(self) -> None:
-        """Read all that is kept again and again, slowly: what rotted is said, and comes anew
-        with the next update. From anywhere, so that what is behind gets its turn although
-        the agent often starts."""
-        while True:
-            await self._clock.sleep(SCRUB_PAUSE)
-            paid = 0
-            for step in scrub(self._settings.state, int(256 * self._chance.fraction())):
-                if step.damaged:
-                    self._log.event("kept content is damaged", "error", object=step.damaged)
-                paid += step.bytes
-                if paid >= PIECE:
-                    paid = 0
-                    await self._clock.sleep(SCRUB_PAUSE)
 
     async def _keep_attested(self, worker: WorkerProcess) -> None:
         """Say what was booted: after every start, and as often as the hub asks."""

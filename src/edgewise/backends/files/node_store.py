@@ -62,6 +62,8 @@ class NodeStore:
         self._new = NewFiles(self._staging)
         self._listed: dict[str, dict[str, tuple[str, ...]]] | None = None
         """While a fetch runs: what the folders of objects hold, by their two digits."""
+        self._keys: dict[tuple[str, ...], tuple[str, ...]] = {}
+        """Each once: nearly all of many thousand files have one of a few."""
         self._unsealed: list[tuple[str, str, bool]] = []
         """While a fetch runs: paths whose content matched their digest, the digest, and whether
         others could write to the file meanwhile. ``finish`` seals them."""
@@ -225,12 +227,12 @@ class NodeStore:
     def fetching(self) -> Iterator[None]:
         """See ``NodeFiles.fetching``."""
         with self._lock(fcntl.LOCK_SH):
-            self._listed = {}  # nobody else changes the objects meanwhile
+            self._listed, self._keys = {}, {}  # nobody else changes the objects meanwhile
             self._unsealed = []
             try:
                 yield
             finally:
-                self._listed = None
+                self._listed, self._keys = None, {}
                 self._unsealed = []
 
     @contextmanager
@@ -298,7 +300,8 @@ class NodeStore:
         for name in names:
             rest, _, key = name.partition("-")
             if attributes_of(key) is not None:
-                found[rest] = (*found.get(rest, ()), key)
+                keys = (*found.get(rest, ()), key)
+                found[rest] = self._keys.setdefault(keys, keys)
         return found
 
     def _noted(self, sha256: str, key: str, *, kept: bool) -> None:
