@@ -185,7 +185,11 @@ async def test_no_secret_is_ever_logged(acme: PeopleHub) -> None:
     log = (await acme.cli("admin", "audit", "-o", "json")).out
     everything = log + repr(acme.log.lines)
     assert "login.failed" in log, "or this test shows nothing"
-    for secret in (PASSWORD, "a wrong password", token.rpartition("_")[2]):
+    for secret in (
+        PASSWORD,
+        "a wrong password",
+        token[-20:],
+    ):  # a token may have underscores anywhere
         assert secret not in everything
 
 
