@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import signal
 from collections.abc import Mapping
@@ -206,3 +207,21 @@ async def test_what_a_killed_hub_left_is_gone_after_the_next_start(tmp_path: Pat
     FileDeltas(tmp_path / "content", tmp_path / "deltas")
     assert leftovers(making) == []
     assert (tmp_path / "content" / delta_path("a" * 64)).parent.parent.is_dir()
+
+
+async def test_a_hub_told_so_asks_no_node_to_compress_again(tmp_path: Path) -> None:
+    def release(version: int) -> dict[str, bytes]:
+        text = b"".join(b"line %d of release %d\n" % (n, n // 9000 * version) for n in range(9100))
+        return {"changelog.gz": gzip.compress(text, 9, mtime=0)}
+
+    expanded = []
+    for recompress in (True, False):
+        making = Making("files", tmp_path / str(recompress))
+        making.maker = FileDeltas(
+            making.place / "content", making.place / "deltas", jobs=1, recompress=recompress
+        )
+        trees = [await making.tree(release(version)) for version in (1, 2)]
+        ref = await making.maker.make(*trees, at_most=PLENTY, progress=lambda done, total: None)
+        assert ref is not None
+        expanded.append(ref.scratch > 0)
+    assert expanded == [True, False]

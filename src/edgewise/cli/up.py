@@ -25,6 +25,9 @@ DeltaVersions = Annotated[
 DeltaPercent = Annotated[
     int, typer.Option(help="Publish a delta of at most this part of what it saves fetching.")
 ]
+DeltaRecompress = Annotated[
+    bool, typer.Option(help="Let gzip files travel expanded; nodes compress them again.")
+]
 RootKey = Annotated[
     str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")
 ]
@@ -37,12 +40,13 @@ ContentUrl = Annotated[
 ]
 
 
+Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0: any that is free.")]
+
+
 def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     ctx: typer.Context,
     data: Annotated[Path, typer.Option(help="Directory of everything it keeps.")] = DATA,
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Port 0: any that is free.")
-    ] = "127.0.0.1:8443",
+    listen: Listen = "127.0.0.1:8443",
     org: Annotated[
         str,
         typer.Option(help="Organisation: part of every identity, fixed at the first start."),
@@ -83,6 +87,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
     content_url: ContentUrl = None,
     delta_versions: DeltaVersions = 3,
     delta_percent: DeltaPercent = 60,
+    delta_recompress: DeltaRecompress = True,
 ) -> None:
     import uvloop
 
@@ -112,7 +117,7 @@ def verb(  # noqa: PLR0913 - one parameter is one option of the command line
         node_life=checked_life("--node-life", duration("--node-life", node_life)),
         root_key=root_key,
         root_passphrase=passphrase_from(root_passphrase_file, _asked(data, root_passphrase_file)),
-        deltas=delta_settings(delta_versions, delta_percent),
+        deltas=delta_settings(delta_versions, delta_percent, recompress=delta_recompress),
         content_urls=checked_urls(content_url or ()),
     )
     _writable(data)

@@ -51,12 +51,14 @@ class DeltaSettings:
     made."""
     percent: int = 60
     """A delta is published when it is at most this part of the bytes that it saves."""
+    recompress: bool = True
+    """Gzip files travel expanded, and nodes compress them again: fewer bytes for processor."""
 
 
 DEFAULT: Final = DeltaSettings()
 
 
-def delta_settings(versions: int, percent: int) -> DeltaSettings:
+def delta_settings(versions: int, percent: int, *, recompress: bool = True) -> DeltaSettings:
     """Raises BadUsage for what makes no sense."""
     if not 0 <= versions <= VERSIONS:
         raise BadUsage(
@@ -64,7 +66,7 @@ def delta_settings(versions: int, percent: int) -> DeltaSettings:
         )
     if not 1 <= percent <= 100:
         raise BadUsage(f"--delta-percent {percent} is not from 1 to 100")
-    return DeltaSettings(versions, percent)
+    return DeltaSettings(versions, percent, recompress)
 
 
 class DeltaJob(NamedTuple):

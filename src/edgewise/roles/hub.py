@@ -190,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--delta-versions", type=int, default=DEFAULT.versions)
     parser.add_argument("--content-url", action="append", default=[])
     parser.add_argument("--delta-percent", type=int, default=DEFAULT.percent)
+    parser.add_argument("--delta-recompress", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args(arguments)
     try:
         settings = HubSettings(
@@ -209,7 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
             node_life=checked_life("--node-life", duration("--node-life", given.node_life)),
             root_key=given.root_key,
             root_passphrase=passphrase_from(given.root_passphrase_file),
-            deltas=delta_settings(given.delta_versions, given.delta_percent),
+            deltas=delta_settings(
+                given.delta_versions, given.delta_percent, recompress=given.delta_recompress
+            ),
             content_urls=checked_urls(given.content_url),
         )
         uvloop.run(run(settings))

@@ -326,7 +326,11 @@ async def _deltas(
     settings: HubSettings, stores: Stores, database: Database, clock: Clock, log: Log
 ) -> HubDeltas:
     """Deltas of what is published; the publisher tells of them from now on."""
-    files = FileDeltas(settings.data / "content", settings.data / "deltas")
+    files = FileDeltas(
+        settings.data / "content",
+        settings.data / "deltas",
+        recompress=settings.deltas.recompress,
+    )
     places = DeltaPlaces(stores.publisher, stores.objects, SqliteDeltas(database), files)
     deltas = HubDeltas(places, settings.deltas, clock, log)
     await deltas.load()

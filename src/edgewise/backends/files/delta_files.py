@@ -44,6 +44,7 @@ class MakeTask(msgspec.Struct, frozen=True):
     """A folder of its own."""
     cache: str
     jobs: int
+    recompress: bool = True
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,12 +62,18 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
 class FileDeltas:
     """``content`` is the content root; ``work`` a folder for this alone, on the same disk."""
 
-    def __init__(self, content: Path, work: Path, *, jobs: int = 0) -> None:
-        """``jobs``: processes that make one delta; 0: as many as there are cores for us."""
+    def __init__(
+        self, content: Path, work: Path, *, jobs: int = 0, recompress: bool = True
+    ) -> None:
+        """``jobs``: processes that make one delta; 0: as many as there are cores for us.
+
+        ``recompress``: let gzip files travel expanded.
+        """
         self._root = content
         self._work = work
         self._cache = work / "pairs"
         self._jobs = jobs or len(os.sched_getaffinity(0))
+        self._recompress = recompress
         self._sound: dict[str, tuple[int, int, int]] = {}
         """Digest to (inode, mtime, size) of a file whose head was read and is right."""
         for folder in (content / "deltas", work, self._cache):
@@ -90,7 +97,7 @@ class FileDeltas:
         try:
             task = MakeTask(
                 str(self._root), base, tree, str(scratch / "out.ewd"), str(scratch),
-                str(self._cache), self._jobs,
+                str(self._cache), self._jobs, self._recompress,
             )  # fmt: skip
             ref = await _in_child(task, progress)
             if (ref.base, ref.tree) != (base, tree):

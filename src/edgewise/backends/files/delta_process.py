@@ -66,7 +66,12 @@ def _told(task: MakeTask) -> Told:
 def _make(task: MakeTask) -> DeltaRef:
     content, scratch = Path(task.content), Path(task.scratch)
     base = _side(content, scratch, task.base) if task.base else None
-    terms = MakeTerms(jobs=task.jobs, cache=Path(task.cache), progress=_progress())
+    terms = MakeTerms(
+        jobs=task.jobs,
+        cache=Path(task.cache),
+        recompress=task.recompress,
+        progress=_progress(),
+    )
     return make_delta(base, _side(content, scratch, task.tree), Path(task.out), terms).ref
 
 
