@@ -362,9 +362,13 @@ def _patched(part: Part, packed: bytes, read: Read) -> Iterator[tuple[Piece, byt
         if copied + sum(inserts) != piece.length or at + copied > control_size + diff_size:
             raise Untrusted("a part of the delta does not add up")
         old = _old(piece, moves, copies, read)
+        difference = memoryview(data)[at : at + copied]
+        new: bytes | bytearray
         if part.kind == PREDICTED:
-            old = _predicted(old, piece, (moves, copies, inserts), control, read)
-        new = add(old, memoryview(data)[at : at + copied])
+            columns = moves, copies, inserts
+            new = _predicted(old, difference, piece, columns, control, read)
+        else:
+            new = add(old, difference)
         at += copied
         del old
         yield piece, _woven(new, copies, data, behind, inserts)
@@ -407,23 +411,27 @@ def _old(piece: Piece, moves: list[int], copies: list[int], read: Read) -> bytes
 
 def _predicted(
     old: bytes | bytearray,
+    difference: memoryview,
     piece: Piece,
     columns: tuple[list[int], list[int], list[int]],
     control: NumberReader,
     read: Read,
-) -> bytes | bytearray:
+) -> bytearray:
     # Only programs that were built anew need it: a node without such an update never loads it.
     from edgewise.delivery import references
 
     said = references.parse(control)
     if not said.groups:
-        return old
-    moves, lengths, inserts = columns
-    spans = [(start, start + length) for start, length in _places(moves, lengths)]
-    copies = references.copies(spans, inserts, piece.offset)
-    return references.predicted(
-        old, copies, said, lambda offset, length: read(piece.base, offset, length)
-    )
+        found = bytearray(old)
+    else:
+        moves, lengths, inserts = columns
+        spans = [(start, start + length) for start, length in _places(moves, lengths)]
+        copies = references.copies(spans, inserts, piece.offset)
+        found = references.predicted(
+            old, copies, said, lambda offset, length: read(piece.base, offset, length)
+        )
+    references.add(found, difference)
+    return found
 
 
 def _woven(

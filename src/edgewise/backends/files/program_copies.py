@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
         if found is None:
             return copies, None
         old = references.predicted(part.old, part.copies, found, self.before.read)
-        difference = subtract(part.new, old)
+        difference = subtract(part.new, bytes(old))
         smaller = []
         at = 0
         for copy in copies:
