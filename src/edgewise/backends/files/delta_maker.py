@@ -272,12 +272,12 @@ def _way(pair: Pair, cache: Path) -> Way:
 
 
 def _expanded(new: _New, scratch: Path) -> _New | None:
-    """The pair in its expanded form; None when it is not one of gzip files that come again."""
+    """The pair in its expanded form; None when it is not one of packed files of the same form
+    of which the new one comes again."""
     assert new.old is not None
     with new.file.open("rb") as source, new.old.open("rb") as old:
-        if not recompress.header_length(source.read(4200)):
-            return None
-        if not recompress.header_length(old.read(4200)):
+        form_of = recompress.form_of(source.read(4200))
+        if form_of is None or form_of != recompress.form_of(old.read(4200)):
             return None
         source.seek(0)
         old.seek(0)
