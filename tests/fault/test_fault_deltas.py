@@ -331,6 +331,10 @@ async def test_another_gzip_costs_a_download_and_never_a_wrong_file(world: Delta
         def recompress(expansion: object, source: object, sink: object) -> None:
             sink(b"another gzip")  # type: ignore[operator]
 
+        @staticmethod
+        def recompressed(expansion: object, data: bytes) -> bytes:
+            return b"another gzip"
+
     world.terms = replace(world.terms, recompression=Other())
     installed = await world.install("two")
     assert installed.traffic.used["whole"] > 0

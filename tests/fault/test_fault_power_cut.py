@@ -53,7 +53,9 @@ async def whole_objects(folder: Path) -> Update:
 
 
 def text(seed: int) -> bytes:
-    return b"".join(b"line %d of a log\n" % (n * n + seed) for n in range(4000))
+    return b"".join(
+        b"line %d of a log\n" % (n * n + seed) for n in range(13_000)
+    )  # more than is held in memory
 
 
 def code(seed: int, jump: int) -> bytes:

@@ -11,10 +11,11 @@ Laws:
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Final, Protocol
 
@@ -27,6 +28,10 @@ from edgewise.protocol.content import Attributes
 OPEN: Final = 16
 """Old files held open between reads: a part refers to few, again and again."""
 CHUNK: Final = 1 << 20
+SMALL: Final = 256 << 10
+"""An old file that expands to no more is held in memory, at most ``OPEN`` of them: most of a
+system's packed files are pages of a manual, and three scratch files for each cost more than
+compressing them."""
 _RECORD: Final = struct.Struct("<QQ32s")
 """Offset, length and SHA-256 of a piece that a scratch file holds, behind its content."""
 PASSING: Final = Attributes(0o600)
@@ -46,6 +51,9 @@ class Recompression(Protocol):
         self, expansion: Expansion, source: IO[bytes], sink: Callable[[bytes], object]
     ) -> None:
         """Compress all of ``source``; the caller checks the digest. Raises Untrusted."""
+
+    def recompressed(self, expansion: Expansion, data: bytes) -> bytes:
+        """The same from and to memory."""
 
 
 @dataclass(slots=True)
@@ -147,6 +155,8 @@ class Applying:
                     continue
                 if piece.whole and piece.expansion is None:
                     self._single(piece, data, applied)
+                elif piece.whole and piece.expansion is not None:
+                    self._packed(piece, piece.expansion, data, applied)
                 else:
                     self._piece(piece, data, applied)
         except (Untrusted, NotFound) as error:
@@ -167,6 +177,19 @@ class Applying:
             applied.wrong = f"the delta makes something else than object {piece.sha256[:12]}"
             return
         self._keep(piece.sha256, lambda: iter([data]))
+        applied.done.append(piece.sha256)
+
+    def _packed(self, piece: Piece, expansion: Expansion, data: bytes, applied: Applied) -> None:
+        """A packed file of which a part has all that it expands to."""
+        self._bases.setdefault(piece.sha256, set()).add(piece.base)
+        again = b""
+        if self._recompression is not None:
+            with suppress(Untrusted):
+                again = self._recompression.recompressed(expansion, data)
+        if hashlib.sha256(again).hexdigest() != piece.sha256:
+            applied.alone.append(piece.sha256)
+            return
+        self._keep(piece.sha256, lambda: iter([again]))
         applied.done.append(piece.sha256)
 
     def _piece(self, piece: Piece, data: bytes, applied: Applied) -> None:
@@ -270,8 +293,7 @@ class Applying:
         if opened is None:
             with ExitStack() as held:
                 if expanded:
-                    file = held.enter_context(self._store.scratch(sha256, "old"))
-                    self._expand(sha256, file)
+                    file = held.enter_context(self._expanded_old(sha256))
                 else:
                     file = held.enter_context(self._store.open_kept(sha256))
                 opened = file, held.pop_all()
@@ -280,18 +302,30 @@ class Applying:
             self._files.popitem(last=False)[1][1].close()
         return opened[0]
 
-    def _expand(self, sha256: str, file: IO[bytes]) -> None:
-        """The expanded form of an old gzip file, made once."""
-        if sha256 in self._expanded:
-            return
+    @contextmanager
+    def _expanded_old(self, sha256: str) -> Iterator[IO[bytes]]:
+        """The expanded form of an old packed file: in memory, or made once on the disk."""
         if self._recompression is None:
-            raise Untrusted("nothing here expands gzip files")
-        file.truncate(0)
-        with self._store.open_kept(sha256) as packed:
-            for data in self._recompression.expanded(packed, at_most=limits.OBJECT):
-                file.write(data)
-        file.flush()
-        self._expanded.add(sha256)
+            raise Untrusted("nothing here expands packed files")
+        if sha256 not in self._expanded:
+            small = io.BytesIO()
+            with self._store.open_kept(sha256) as packed:
+                for data in self._recompression.expanded(packed, at_most=limits.OBJECT):
+                    small.write(data)
+                    if small.tell() > SMALL:
+                        break
+                else:
+                    yield small
+                    return
+        with self._store.scratch(sha256, "old") as file:
+            if sha256 not in self._expanded:
+                file.truncate(0)
+                with self._store.open_kept(sha256) as packed:
+                    for data in self._recompression.expanded(packed, at_most=limits.OBJECT):
+                        file.write(data)
+                file.flush()
+                self._expanded.add(sha256)
+            yield file
 
 
 def _covers(have: Mapping[int, int], size: int) -> bool:

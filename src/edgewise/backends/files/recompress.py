@@ -170,6 +170,16 @@ def recompress(expansion: Expansion, source: IO[bytes], sink: Callable[[bytes], 
         _gzip(level[0], source, sink)
 
 
+def recompressed(expansion: Expansion, data: bytes) -> bytes:
+    """``recompress`` from and to memory, for what is no larger than a part of a delta."""
+    packed = bytearray()
+    with os.fdopen(os.memfd_create("edgewise-expanded"), "w+b") as source:
+        source.write(data)
+        source.flush()
+        recompress(expansion, source, packed.extend)
+    return bytes(packed)
+
+
 def _deflate(level: int, source: IO[bytes], sink: Callable[[bytes], object]) -> None:
     packer = zlib.compressobj(level, zlib.DEFLATED, -15, 8)
     check = length = 0
