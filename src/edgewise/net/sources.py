@@ -271,9 +271,15 @@ def plain_url(url: str) -> tuple[str, str]:
     if len(url) > limits.CONTENT_URL or not url.isascii() or not url.isprintable() or " " in url:
         raise BadUsage(f"{url[:200]!r} is no URL that can be used")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise BadUsage(f"{url!r} is not like https://cdn.example/edgewise", hint="no query")
+        raise BadUsage(
+            f"{url!r} is not like https://cdn.example/edgewise",
+            hint="give scheme, host and path of the content root, without ? and #",
+        )
     if parts.username or parts.password:
-        raise BadUsage(f"{url!r} holds a password", hint="everything there is public or sealed")
+        raise BadUsage(
+            f"the URL of {parts.hostname!r} holds a user or password",
+            hint="leave it out: all content is public or sealed, and nodes send no credentials",
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}", parts.path.rstrip("/") + "/"
 
