@@ -26,7 +26,8 @@ DeltaPercent = Annotated[
     int, typer.Option(help="Publish a delta of at most this part of what it saves fetching.")
 ]
 DeltaRecompress = Annotated[
-    bool, typer.Option(help="Let gzip files travel expanded; nodes compress them again.")
+    bool,
+    typer.Option(help="Let gzip files and kernel images travel expanded; nodes pack them again."),
 ]
 RootKey = Annotated[
     str, typer.Option(help="pkcs11: URI of the token with the root's key (docs/identity.md).")

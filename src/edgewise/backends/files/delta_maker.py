@@ -75,7 +75,7 @@ class MakeTerms:
     cache: Path | None = None
     """A folder for what was found about pairs of contents."""
     recompress: bool = True
-    """Let gzip files travel expanded where this machine makes the same bytes again."""
+    """Let gzip files and kernel images travel expanded where this machine makes them again."""
     progress: Callable[[int, int], None] = lambda done, total: None
     """Called with new bytes that were dealt with, and all of them; in two rounds."""
     nice: int = 0
@@ -91,7 +91,7 @@ class Made:
     object_bytes: int
     """Theirs, unpacked: what travels (packed) without the delta."""
     recompressed: int
-    """Of them, gzip files that travel expanded."""
+    """Of them, gzip files and kernel images that travel expanded."""
 
 
 class _New(NamedTuple):
