@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 import zstandard
 
 from edgewise.delivery.delta import AROUND
@@ -106,14 +107,8 @@ class _BigEndian:
 
 def subtract(new: bytes, old: bytes) -> bytes:
     """Bytewise difference modulo 256; the counterpart of ``delta.add``."""
-    if new == old:
-        return bytes(len(new))
-    size = len(new)
-    high = int.from_bytes(b"\x80" * size, "little")
-    low = int.from_bytes(b"\x7f" * size, "little")
-    one, other = int.from_bytes(new, "little"), int.from_bytes(old, "little")
-    same = (one ^ other ^ high) & high
-    return (((one | high) - (other & low)) ^ same).to_bytes(size, "little")
+    one, other = np.frombuffer(new, np.uint8), np.frombuffer(old, np.uint8)
+    return (one - other).tobytes()
 
 
 _KEPT = struct.Struct("<QII")

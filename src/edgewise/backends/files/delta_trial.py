@@ -14,7 +14,7 @@ import zstandard
 
 from edgewise.backends.files.copies import Copy, keep, search
 from edgewise.backends.files.program_alignment import aligned
-from edgewise.backends.files.program_references import program
+from edgewise.backends.files.program_references import programs
 from edgewise.protocol import limits
 
 TINY: Final = 600
@@ -87,10 +87,9 @@ def _try(pair: Pair, new: bytes, old: bytes) -> tuple[Way, list[Copy]]:
     if alone * _DULL < len(new):
         return ("prefix" if by_prefix < alone else "solid"), []
     copies = list(search(new, old))
-    before, after = program(pair.old), program(pair.new)
-    programs = before is not None and after is not None and before.machine == after.machine
-    if before is not None and after is not None and programs:
-        copies = aligned(before, after, copies)
+    both = programs(pair.old, pair.new)
+    if both is not None:
+        copies = aligned(*both, copies)
     differences = b"".join(copy.difference for copy in copies)
     inserts = b"".join(copy.insert for copy in copies)
     by_copies = len(zstandard.compress(differences, _TRIAL_LEVEL)) + _PER_COPY * len(copies)
@@ -99,6 +98,6 @@ def _try(pair: Pair, new: bytes, old: bytes) -> tuple[Way, list[Copy]]:
         return "solid", []
     # LZMA packs differences better than the estimate says, most so for programs: and of their
     # differences little is left when references are put right.
-    if fits and by_prefix <= by_copies * (0.5 if programs else 0.9 if elf else 1.0):
+    if fits and by_prefix <= by_copies * (0.5 if both else 0.9 if elf else 1.0):
         return "prefix", []
     return "bsdiff", copies

@@ -40,16 +40,11 @@ class Predictions(NamedTuple):
         return smaller, found
 
 
+@lru_cache(maxsize=1)  # a large program is several slices, which come one after the other
 def predictions(pair: Pair, cache: Path) -> Predictions | None:
     """Of a pair whose copies are in the cache; None where they are not both programs."""
-    return _predictions(pair, cache)
-
-
-@lru_cache(maxsize=1)  # a large program is several slices, which come one after the other
-def _predictions(pair: Pair, cache: Path) -> Predictions | None:
-    before = program_references.program(pair.old)
-    after = program_references.program(pair.new) if before else None
-    if before is None or after is None or before.machine != after.machine:
+    both = program_references.programs(pair.old, pair.new)
+    if both is None:
         return None
-    whole = slice_of(before, after, list(kept(cache / pair.name)), 0)
-    return Predictions(before, after, program_references.moved(before, after, whole))
+    whole = slice_of(*both, list(kept(cache / pair.name)), 0)
+    return Predictions(*both, program_references.moved(*both, whole))

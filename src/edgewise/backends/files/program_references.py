@@ -108,6 +108,15 @@ class Program(NamedTuple):
         return found
 
 
+def programs(old: Path, new: Path) -> tuple[Program, Program] | None:
+    """Both, where both are programs of the same machine."""
+    before = program(old)
+    after = program(new) if before is not None else None
+    if before is None or after is None or before.machine != after.machine:
+        return None
+    return before, after
+
+
 def program(path: Path) -> Program | None:
     """The program in a file; None where there is none of a machine that is known here."""
     if not SMALL <= path.stat().st_size <= LARGE:
